@@ -1,0 +1,118 @@
+"""Every part that can be chosen by a word. A new one is a class in its room and a line here."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro.infer
+import torch
+
+from guides.exact import ExactPosterior
+from guides.gaussian import DiagonalNormal, Unconditional
+from inference import datasets
+from inference.objectives import ELBO, IWAE
+from models import likelihoods, nets, priors
+from models.latent import LatentVariableModel
+from models.ppca import PPCA
+
+Factory = Callable[..., Any]
+
+
+def composed(event_shape: Any, prior: Factory, likelihood: Factory, latent_dim: int = 20) -> LatentVariableModel:
+    """A prior and a likelihood, p(z) p(x|z); with neural nets, the variational autoencoder's model."""
+    return LatentVariableModel(prior((latent_dim,)), likelihood(event_shape, (latent_dim,)))
+
+
+def trace_elbo(particles: int = 1) -> pyro.infer.ELBO:
+    """Pyro's Trace_ELBO: Monte Carlo ELBO; score-function gradients where a site is not reparameterized."""
+    return pyro.infer.Trace_ELBO(num_particles=particles, vectorize_particles=particles > 1, max_plate_nesting=1)
+
+
+def trace_mean_field_elbo(particles: int = 1) -> pyro.infer.ELBO:
+    """Pyro's TraceMeanField_ELBO: the KL in closed form where there is one."""
+    return pyro.infer.TraceMeanField_ELBO(
+        num_particles=particles, vectorize_particles=particles > 1, max_plate_nesting=1
+    )
+
+
+def trace_graph_elbo(particles: int = 1) -> pyro.infer.ELBO:
+    """Pyro's TraceGraph_ELBO: score-function gradients with Rao-Blackwellization and baselines."""
+    return pyro.infer.TraceGraph_ELBO(num_particles=particles, vectorize_particles=particles > 1, max_plate_nesting=1)
+
+
+def trace_enum_elbo(particles: int = 1) -> pyro.infer.ELBO:
+    """Pyro's TraceEnum_ELBO: sums over enumerated discrete sites."""
+    return pyro.infer.TraceEnum_ELBO(num_particles=particles, vectorize_particles=particles > 1, max_plate_nesting=1)
+
+
+def adam(parameters: Any, lr: float, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> torch.optim.Adam:
+    """Adam (Kingma and Ba 2015), all parameters in one fused step."""
+    return torch.optim.Adam(parameters, lr=lr, betas=(beta1, beta2), eps=eps, fused=True)
+
+
+def adamax(parameters: Any, lr: float, beta1: float = 0.9, beta2: float = 0.999) -> torch.optim.Adamax:
+    """Adamax (Kingma and Ba 2015, algorithm 2)."""
+    return torch.optim.Adamax(parameters, lr=lr, betas=(beta1, beta2))
+
+
+def adagrad(parameters: Any, lr: float, eps: float = 1e-10) -> torch.optim.Adagrad:
+    """Adagrad (Duchi et al. 2011), the optimizer of the paper's Algorithm 1."""
+    return torch.optim.Adagrad(parameters, lr=lr, eps=eps)
+
+
+def sgd(parameters: Any, lr: float, momentum: float = 0.0) -> torch.optim.SGD:
+    """Stochastic gradient descent, with momentum if asked."""
+    return torch.optim.SGD(parameters, lr=lr, momentum=momentum)
+
+
+CATALOG: dict[str, dict[str, Factory]] = {
+    "data": {
+        "digits": datasets.digits,
+        "mnist": datasets.mnist,
+        "omniglot": datasets.omniglot,
+        "caltech": datasets.caltech,
+        "frey": datasets.frey,
+        "cifar10": datasets.cifar10,
+        "faithful": datasets.faithful,
+        "iris": datasets.iris,
+        "file": datasets.file,
+    },
+    "model": {"composed": composed, "ppca": PPCA},
+    "prior": {"standard": priors.StandardNormal, "normal": priors.LearnedNormal},
+    "likelihood": {
+        "bernoulli": likelihoods.Bernoulli,
+        "gaussian": likelihoods.FixedGaussian,
+        "learned_gaussian": likelihoods.LearnedGaussian,
+        "optimal_gaussian": likelihoods.OptimalGaussian,
+        "diagonal_gaussian": DiagonalNormal,
+        "categorical": likelihoods.Categorical,
+        "logistic": likelihoods.DiscretizedLogistic,
+    },
+    "guide": {"diagonal": DiagonalNormal, "unconditional": Unconditional, "exact": ExactPosterior},
+    "objective": {
+        "trace_elbo": trace_elbo,
+        "trace_mean_field": trace_mean_field_elbo,
+        "trace_graph": trace_graph_elbo,
+        "trace_enum": trace_enum_elbo,
+        "elbo": ELBO,
+        "iwae": IWAE,
+    },
+    "encoder": {"mlp": nets.MLP, "gated": nets.GatedMLP, "conv": nets.ConvEncoder, "linear": nets.Linear},
+    "decoder": {"mlp": nets.MLP, "gated": nets.GatedMLP, "conv": nets.ConvDecoder, "linear": nets.Linear},
+    "optimizer": {"adam": adam, "adamax": adamax, "adagrad": adagrad, "sgd": sgd},
+}
+
+DEFAULTS: dict[str, str] = {
+    "data": "digits",
+    "model": "composed",
+    "prior": "standard",
+    "guide": "diagonal",
+    "objective": "trace_elbo",
+    "encoder": "mlp",
+    "decoder": "mlp",
+    "optimizer": "adam",
+}  # the likelihood's default is the data's
+
+
+def describe(factory: Factory) -> str:
+    """The first line of a part's docstring."""
+    return (factory.__doc__ or "").strip().splitlines()[0]

@@ -1,0 +1,281 @@
+"""From words on a command line, or a recipe, to a typed configuration.
+
+Options are the constructors' own parameters: none is written twice. Words are looked up in the catalog, dotted words
+are imported, and whatever is not known is refused with what would be accepted.
+"""
+
+import difflib
+import importlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import OverrideType
+from hydra.errors import HydraException
+from hydra_zen import builds, instantiate
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from inference.catalog import CATALOG, DEFAULTS, Factory
+from inference.evaluate import EvaluationSettings
+from inference.trainer import TrainerSettings
+
+# Constructor parameters that the assembler fills in and nobody has to state.
+STRUCTURAL: dict[str, tuple[str, ...]] = {
+    "data": ("likelihood",),
+    "model": ("event_shape", "prior", "likelihood"),
+    "prior": ("event_shape", "context_shape"),
+    "likelihood": ("event_shape", "context_shape", "net", "levels"),
+    "guide": ("event_shape", "context_shape", "net", "model"),
+    "encoder": ("in_shape", "out_shape"),
+    "decoder": ("in_shape", "out_shape"),
+    "optimizer": ("parameters", "lr"),
+    "objective": (),
+}
+EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+
+
+class ConfigError(ValueError):
+    """An option that cannot be; the message names it and what would be accepted."""
+
+
+@dataclass
+class Batching:
+    """How data reach the device.
+
+    Args:
+        batch_size: data in a batch.
+        resident: whether all raw rows lie on the device: auto, yes or no.
+        workers: processes that read ahead when they do not.
+    """
+
+    batch_size: int = 100
+    resident: str = "auto"
+    workers: int = 1
+
+
+@dataclass
+class RunSettings:
+    """Where a run is kept: ``dir``, by default a new folder under ``runs/``."""
+
+    dir: str | None = None
+
+
+@dataclass
+class Root:
+    """What is configured beside the parts.
+
+    Args:
+        seed: of initial values, batches, noise and evaluation.
+        device: auto (a GPU where there is one), cpu, cuda or cuda:1.
+        threads: of the CPU; one is fastest for small nets and for several runs at a time; 0 leaves it to torch.
+    """
+
+    seed: int = 0
+    device: str = "auto"
+    threads: int = 1
+    run: RunSettings = field(default_factory=RunSettings)
+    trainer: TrainerSettings = field(default_factory=TrainerSettings)
+    batching: Batching = field(default_factory=Batching)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A configuration: a word for each group of parts, and the value of every option.
+
+    The likelihood's word may be missing until :meth:`complete` is told what the data suggest.
+    """
+
+    words: dict[str, str]
+    values: DictConfig
+    asked: frozenset[str]  # groups whose word was given, not defaulted
+    pending: dict[str, Any]  # options of the likelihood that wait for its word
+
+    def complete(self, likelihood: str) -> "Config":
+        """The same with ``likelihood`` as the default word of that group."""
+        if "likelihood" in self.words:
+            return self
+        words = {**self.words, "likelihood": likelihood}
+        values = self.values.copy()
+        _add_parts(values, {"likelihood": likelihood})
+        _update(values, self.pending)
+        return Config(words, values, self.asked, {})
+
+    def factory(self, group: str) -> Factory:
+        """The part of a group with its options filled in; the structural arguments are still to come."""
+        return instantiate(self.values[group])
+
+    def section(self, name: str) -> Any:
+        """One of the settings beside the parts, as the dataclass that defines it."""
+        try:
+            return OmegaConf.to_object(self.values[name])
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+
+    def tree(self) -> dict[str, Any]:
+        """As a recipe: groups with their word under ``name`` and their options; :func:`load` reads it back."""
+        plain = OmegaConf.to_container(self.values)
+        assert isinstance(plain, dict)
+        batching = plain.pop("batching")
+        tree = {
+            str(key): {"name": self.words[key], **_options(value)} if key in self.words else value
+            for key, value in plain.items()
+        }
+        tree["data"].update(batching)
+        return tree
+
+
+def load(arguments: Iterable[str], recipe: Mapping[str, Any] | None = None) -> Config:
+    """Configuration from ``key=value`` words on top of a recipe on top of the defaults.
+
+    Raises:
+        ConfigError: an unknown key or word, or a value of another type.
+    """
+    given = dict(_parse(argument) for argument in arguments)
+    flat = _flatten(recipe or {})
+    if "experiment" in given:
+        flat.update(_flatten(read_recipe(given.pop("experiment"))))
+    flat.update(given)
+    _data_by_path(flat)
+    asked = {key: str(flat.pop(key)) for key in list(flat) if key in CATALOG}
+    words = {**DEFAULTS, **asked}
+    values = OmegaConf.structured(Root)
+    _add_parts(values, words)
+    waits = "likelihood" not in words
+    pending = {key: flat.pop(key) for key in list(flat) if waits and key.startswith("likelihood.")}
+    _update(values, flat)
+    return Config(words, values, frozenset(asked), pending)
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """A recipe by name, from ``experiments/``, or by path: a YAML mapping of groups and options."""
+    path = Path(name) if str(name).endswith((".yaml", ".yml")) else EXPERIMENTS / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in EXPERIMENTS.glob("*.yaml")))
+        raise ConfigError(f"experiment={name}: there is no such recipe; accepted: {known}, or a path to a .yaml file")
+    try:
+        recipe = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise ConfigError(f"{path} is not YAML") from None
+    if not isinstance(recipe, dict):
+        raise ConfigError(f"{path} is not a recipe: a mapping of groups and options is expected")
+    return recipe
+
+
+def words_of(group: str) -> list[str]:
+    """The words that a group accepts."""
+    return sorted(CATALOG[group])
+
+
+def _parse(argument: str) -> tuple[str, Any]:
+    """``key=value`` in Hydra's grammar."""
+    try:
+        override = OverridesParser.create().parse_override(argument)
+    except HydraException:
+        raise ConfigError(
+            f"{argument!r} is not of the form key=value (quote a value with special characters)"
+        ) from None
+    if override.type != OverrideType.CHANGE or override.package is not None:
+        raise ConfigError(f"{argument!r}: write key=value; options are not added or removed")
+    if override.is_sweep_override():
+        raise ConfigError(f"{argument!r} names several values; a run takes one")
+    return override.key_or_group, override.value()
+
+
+def _flatten(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """``{"guide": {"name": "diagonal", "x": 1}}`` to ``{"guide": "diagonal", "guide.x": 1}``."""
+    flat: dict[str, Any] = {}
+    for key, value in recipe.items():
+        if not isinstance(value, Mapping):
+            flat[key] = value
+            continue
+        for option, inner in value.items():
+            flat[key if option == "name" and key in CATALOG else f"{key}.{option}"] = inner
+    return flat
+
+
+def _data_by_path(flat: dict[str, Any]) -> None:
+    """``data=some/file.npz`` means the data set ``file`` at that path."""
+    path = flat.get("data")
+    if isinstance(path, str) and Path(path).suffix in (".npz", ".npy"):
+        flat["data"], flat["data.path"] = "file", path
+
+
+def _node(group: str, word: str) -> Any:
+    """The typed options of a part, from its constructor's signature."""
+    return builds(_find(group, word), populate_full_signature=True, zen_partial=True, zen_exclude=STRUCTURAL[group])
+
+
+def _add_parts(values: DictConfig, words: Mapping[str, str]) -> None:
+    with open_dict(values):
+        for group, word in words.items():
+            values[group] = _node(group, word)
+
+
+def _options(node: Mapping[str, Any]) -> dict[str, Any]:
+    """A part's options without what only its construction needs."""
+    return {name: value for name, value in node.items() if not name.startswith("_")}
+
+
+def _update(values: DictConfig, flat: Mapping[str, Any]) -> None:
+    """Set options by their dotted names, each checked for its existence and type."""
+    for key, value in flat.items():
+        place = _place(key)
+        section, _, name = place.rpartition(".")
+        parent = OmegaConf.select(values, section) if section else values
+        known = _names(parent)
+        if name not in known:
+            _refuse(key, values, known)
+        if isinstance(parent[name], DictConfig):
+            raise ConfigError(f"{key} is a group of options; accepted: {_listed(key, _names(parent[name]))}")
+        try:
+            OmegaConf.update(values, place, value)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{key}={value}: {str(error).splitlines()[0]}") from None
+
+
+def _place(key: str) -> str:
+    """Batching is configured under ``data``, where it is looked for, and kept apart from the loader's options."""
+    group, _, name = key.partition(".")
+    return f"batching.{name}" if group == "data" and name in Batching.__dataclass_fields__ else key
+
+
+def _names(node: Any) -> list[str]:
+    return [str(name) for name in node if not str(name).startswith("_")] if isinstance(node, DictConfig) else []
+
+
+def _listed(section: str, names: Iterable[str]) -> str:
+    return ", ".join(f"{section}.{name}" if section else name for name in names)
+
+
+def _refuse(key: str, values: DictConfig, known: list[str]) -> None:
+    section = key.rpartition(".")[0]
+    if section == "data":
+        known = [*known, *Batching.__dataclass_fields__]
+    if not known:  # not even the section exists
+        section, known = "", [*CATALOG, *(name for name in _names(values) if name not in (*CATALOG, "batching"))]
+    every = [f"{section}.{name}" if section else name for name in known]
+    raise ConfigError(f"unknown key {key!r}{_suggest(key, every)}; accepted: {', '.join(every)}")
+
+
+def _find(group: str, word: str) -> Factory:
+    """A part by its word, or by import path."""
+    if word in CATALOG[group]:
+        return CATALOG[group][word]
+    accepted = f"accepted: {', '.join(words_of(group))}, or an import path such as my_package.{group}.MyPart"
+    if "." not in word:
+        raise ConfigError(f"{group}={word} is not known{_suggest(word, CATALOG[group])}; {accepted}")
+    module, _, name = word.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{group}={word} cannot be imported ({error}); {accepted}") from None
+
+
+def _suggest(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""

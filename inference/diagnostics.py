@@ -1,0 +1,119 @@
+"""What a trained pair of model and guide is like: pure functions of (model, guide, x) to named numbers."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from pyro.distributions import Independent, TorchDistribution
+from torch import Tensor
+
+from inference.particles import Particles, Program, StructureError, cross_log_q, encode, particles
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The bound's two terms for each datum, ``(N,)`` nats: ``elbo = reconstruction - kl``."""
+
+    reconstruction: Tensor
+    kl: Tensor
+    kl_estimator: str  # "closed form" or "Monte Carlo"
+
+    @property
+    def elbo(self) -> Tensor:
+        return self.reconstruction - self.kl
+
+
+def elbo_terms(model: Program, guide: Program, x: Tensor, num_samples: int = 1) -> Terms:
+    """Reconstruction E_q log p(x|z) and KL(q(z|x) || p(z)) of each datum.
+
+    The KL is exact where it has a closed form and averaged over the ``num_samples`` draws where not.
+    """
+    draws = particles(model, guide, x, num_samples)
+    kl, estimator = _kl(draws)
+    return Terms(draws.log_likelihood.mean(0), kl.mean(0), estimator)
+
+
+def kl_per_dimension(model: Program, guide: Program, x: Tensor) -> Tensor | None:
+    """Mean over the data of KL(q(z_d|x) || p(z_d)), ``(D,)`` nats, sites one after the other.
+
+    None where it does not split over dimensions: a posterior or a prior that correlates them, or no closed form.
+    """
+    parts = []
+    for latent in particles(model, guide, x).latents.values():
+        q, p = _factors(latent.q), _factors(latent.p)
+        if q is None or p is None:
+            return None
+        try:
+            kl = torch.distributions.kl_divergence(q, p)
+        except NotImplementedError:
+            return None
+        parts.append(kl.reshape(-1, math.prod(latent.q.event_shape)).mean(0))  # (K, N, *event) -> (D,)
+    return torch.cat(parts)
+
+
+def active_units(guide: Program, x: Tensor, threshold: float = 0.01) -> int:
+    """Number of latent dimensions with Var_x(E_q[z]) above ``threshold`` (Burda et al. 2016, section 5)."""
+    means = posterior_means(guide, x)
+    if means.shape[0] < 2:
+        return 0
+    return int((means.var(0) > threshold).sum())
+
+
+def posterior_means(guide: Program, x: Tensor, num_samples: int = 64) -> Tensor:
+    """E_q[z] of each datum, ``(N, D)``, sites side by side; averaged over draws where a family knows no mean."""
+    means = [_mean(q, num_samples).expand(x.shape[0], *q.event_shape) for q in encode(guide, x).values()]
+    return torch.cat([mean.reshape(x.shape[0], -1) for mean in means], dim=1)  # (N, *event) -> (N, D)
+
+
+@dataclass(frozen=True)
+class Surgery:
+    """The mean KL taken apart (Hoffman and Johnson 2016): ``kl = mutual_information + marginal_kl``, in nats.
+
+    The mutual information of index and latent is estimated with one draw of z for each of ``num_data`` data against
+    the mixture of all of them, and lies between 0 and log ``num_data``; the estimate is put back into that range,
+    which cannot take it further from the truth. The marginal KL(q(z) || p(z)) is the rest of the mean KL.
+    """
+
+    mutual_information: float
+    marginal_kl: float
+    kl: float
+    num_data: int
+
+
+def surgery(model: Program, guide: Program, x: Tensor, chunk: int = 256) -> Surgery:
+    """ELBO surgery over the data ``x``; costs ``N^2`` densities of the guide."""
+    num_data = x.shape[0]
+    draws = particles(model, guide, x)
+    kl = float(_kl(draws)[0].mean())
+    latents = {name: latent.value.reshape(num_data, *latent.q.event_shape) for name, latent in draws.latents.items()}
+    log_ratio = []
+    for start in range(0, num_data, chunk):
+        some = {name: z[start : start + chunk] for name, z in latents.items()}
+        log_q = cross_log_q(guide, some, x)  # (chunk, N)
+        own = log_q[torch.arange(log_q.shape[0]), torch.arange(start, start + log_q.shape[0])]
+        log_ratio.append(own - (log_q.logsumexp(1) - math.log(num_data)))
+    information = min(max(float(torch.cat(log_ratio).mean()), 0.0), math.log(num_data))
+    return Surgery(information, kl - information, kl, num_data)
+
+
+def _kl(draws: Particles) -> tuple[Tensor, str]:
+    try:
+        return draws.analytic_kl(), "closed form"
+    except StructureError:
+        return draws.log_q - draws.log_prior, "Monte Carlo"
+
+
+def _factors(distribution: TorchDistribution) -> TorchDistribution | None:
+    """The independent factors of a distribution over its event dimensions; None where there is dependence."""
+    if len(distribution.event_shape) == 0:
+        return distribution
+    if isinstance(distribution, Independent) and len(distribution.base_dist.event_shape) == 0:
+        return distribution.base_dist
+    return None
+
+
+def _mean(q: TorchDistribution, num_samples: int) -> Tensor:
+    try:
+        return q.mean
+    except (NotImplementedError, AttributeError):
+        return q.sample(torch.Size((num_samples,))).mean(0)

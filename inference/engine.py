@@ -1,0 +1,97 @@
+"""One optimization step."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pyro.infer
+import pyro.optim
+import torch
+from torch import Tensor
+
+from inference.particles import Program
+
+OptimizerFactory = Callable[..., torch.optim.Optimizer]
+
+
+class SharedOptimizer(pyro.optim.PyroOptim):
+    """One torch optimizer over all parameters, as a Pyro optimizer.
+
+    Pyro makes an optimizer for each parameter; one over all of them steps in a single fused kernel, and its state is
+    what a checkpoint holds.
+
+    Args:
+        parameters: what is optimized; each tensor once.
+        factory: builds the optimizer: ``factory(parameters, lr=learning_rate)``.
+        learning_rate: step size; change it by :meth:`set_learning_rate`.
+        gradient_clip: largest norm of the gradient per datum, over all parameters; None for no limit.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[torch.nn.Parameter],
+        factory: OptimizerFactory,
+        learning_rate: float,
+        gradient_clip: float | None = None,
+    ) -> None:
+        super().__init__(factory, {"lr": learning_rate})
+        self.parameters = list(parameters)
+        self.optimizer = factory(self.parameters, lr=learning_rate)
+        self.gradient_clip = gradient_clip
+
+    def __call__(self, params: Any = None, batch_size: int = 1) -> None:
+        """Step; the gradients are sums over ``batch_size`` data."""
+        if self.gradient_clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.gradient_clip * batch_size)
+        self.optimizer.step()
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Use this step size from now on."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The optimizer's state as named tensors."""
+        state = self.optimizer.state_dict()["state"]
+        return {f"{i}.{key}": torch.as_tensor(value) for i, slots in state.items() for key, value in slots.items()}
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Undo: continue from what :meth:`tensors` returned."""
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            index, key = name.split(".", 1)
+            state.setdefault(int(index), {})[key] = tensor
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+
+
+class SVI(pyro.infer.SVI):
+    """Pyro's SVI for programs whose parameters live in their modules, without a host sync in the step.
+
+    The parameters are known from the optimizer, so the step does not watch the programs for them.
+
+    Args:
+        model: Pyro program p(x, z).
+        guide: Pyro program q(z|x).
+        optim: optimizer over the parameters of both.
+        loss: any of Pyro's ELBOs or ours.
+    """
+
+    optim: SharedOptimizer
+
+    def __init__(self, model: Program, guide: Program, optim: SharedOptimizer, loss: pyro.infer.ELBO) -> None:
+        super().__init__(model, guide, optim, loss)
+
+    def step(self, x: Tensor, *args: Any, **kw: Any) -> Tensor | float:
+        """Take one step on the loss of a batch.
+
+        Returns:
+            The loss in nats, summed over the batch, as in Pyro; a tensor on the device where the objective does not
+            itself wait for it.
+        """
+        loss = self.loss_and_grads(self.model, self.guide, x, *args, **kw)
+        self.optim(batch_size=x.shape[0])
+        self.optim.zero_grad()
+        return loss

@@ -1,0 +1,213 @@
+"""Held-out numbers: importance-sampled log p(x) with its reliability, the bound and its parts, ELBO surgery."""
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from inference.data import Source
+from inference.diagnostics import active_units, elbo_terms, kl_per_dimension, surgery
+from inference.particles import Program, particles, validation
+
+
+@dataclass
+class EvaluationSettings:
+    """How thoroughly to score held-out data.
+
+    Args:
+        particles: importance samples per datum for log p(x).
+        elbo_samples: draws per datum for the bound's expectation.
+        data: number of held-out data, chosen at random; 0 for all.
+        surgery_data: number of data for the ELBO surgery, whose cost is quadratic in it.
+        khat_data: number of data whose Pareto k-hat is computed.
+        draws: posterior draws per datum in ``posterior.nc``.
+        posterior_data: number of data in ``posterior.nc``.
+    """
+
+    particles: int = 1000
+    elbo_samples: int = 16
+    data: int = 0
+    surgery_data: int = 2000
+    khat_data: int = 500
+    draws: int = 100
+    posterior_data: int = 32
+
+    def __post_init__(self) -> None:
+        for name in ("particles", "elbo_samples", "surgery_data", "khat_data", "draws", "posterior_data"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"evaluation.{name}: {getattr(self, name)} is below 1")
+        if self.data < 0:
+            raise ValueError(f"evaluation.data: {self.data} is below 0; 0 takes all")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Importance-sampled log p(x) of each datum, and how far to trust it."""
+
+    log_p: Tensor  # (N,) nats
+    khat: np.ndarray  # (min(N, khat_data),) Pareto shape of the largest importance weights
+
+
+@contextmanager
+def evaluating(*programs: Program, seed: int) -> Iterator[None]:
+    """No gradients, no argument checks, evaluation mode, and random numbers of one's own: training is not disturbed."""
+    modules = [p for p in programs if isinstance(p, nn.Module)]
+    modes = [m.training for m in modules]
+    with torch.random.fork_rng(), torch.no_grad(), validation(False):
+        torch.manual_seed(seed)
+        for module in modules:
+            module.eval()
+        try:
+            yield
+        finally:
+            for module, mode in zip(modules, modes, strict=True):
+                module.train(mode)
+
+
+def log_evidence(
+    model: Program,
+    guide: Program,
+    x: Tensor,
+    num_particles: int,
+    khat_data: int = 0,
+    memory_bytes: int | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Evidence:
+    """log p(x) of each datum by importance sampling from the guide (Rezende et al. 2014, section 4 and appendix E).
+
+    A stochastic lower bound whose gap falls with ``num_particles``. Computed in chunks over particles and data, so its
+    memory does not grow with either.
+
+    Args:
+        model: Pyro program.
+        guide: Pyro program, the proposal.
+        x: data, ``(N, *event_shape)``.
+        num_particles: S, importance samples per datum.
+        khat_data: number of data, from the first, whose Pareto k-hat is computed.
+        memory_bytes: about how much a chunk may take; found from the device where not given.
+        on_progress: called with the number of data done and in all.
+    """
+    rows = (memory_bytes or chunk_bytes(x.device)) // (8 * x[0].numel() * x.element_size())  # 8: activations per value
+    per_chunk = max(1, min(num_particles, rows))
+    data_per_chunk = max(1, min(rows // per_chunk, x.shape[0], 100))
+    log_p, khat = [], []
+    for start in range(0, x.shape[0], data_per_chunk):
+        some = x[start : start + data_per_chunk]
+        weights = []
+        for done in range(0, num_particles, per_chunk):
+            draws = particles(model, guide, some, min(per_chunk, num_particles - done))
+            weights.append(draws.log_weight)
+        log_weight = torch.cat(weights)  # (S, n)
+        log_p.append(log_weight.logsumexp(0) - math.log(num_particles))
+        if start < khat_data and num_particles > 1:
+            khat.append(pareto_khat(log_weight[:, : khat_data - start].T.cpu().double().numpy()))
+        on_progress(min(start + data_per_chunk, x.shape[0]), x.shape[0])
+    return Evidence(torch.cat(log_p), np.concatenate(khat) if khat else np.empty(0))
+
+
+def pareto_khat(log_weights: np.ndarray) -> np.ndarray:
+    """Pareto shape of the upper tail of each row of ``(N, S)`` log-weights (Vehtari et al. 2024); ``(N,)``.
+
+    Above 0.7 the importance-sampled estimate is not to be trusted; below it need not be right either. NaN where a row
+    has too few draws for a tail or all its weights are equal.
+    """
+    import arviz
+
+    if log_weights.shape[1] < 25 or np.ptp(log_weights, axis=1).max() < 1e-12:
+        return np.full(log_weights.shape[0], np.nan)
+    return np.atleast_1d(arviz.psislw(log_weights)[1])
+
+
+def chunk_bytes(device: torch.device) -> int:
+    """What one chunk of an evaluation may take: a sixteenth of free memory, and no more than keeps caches warm."""
+    if device.type == "cuda":
+        return min(2**31, torch.cuda.mem_get_info(device)[0] // 16)
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(2**27, free // 16)
+
+
+def held_out(source: Source, limit: int, seed: int) -> tuple[Tensor, Tensor]:
+    """At most ``limit`` data of a split (all for 0), in random order, their noise drawn once; with their indices.
+
+    The order matters: some published test sets are sorted by class, and any first so many of these data are to be a
+    fair sample.
+    """
+    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed))
+    index = order[: limit or len(source)]
+    return source.fixed(index), index
+
+
+def validation_scores(model: Program, guide: Program, x: Tensor, seed: int) -> dict[str, float]:
+    """What the training log says of the validation set, in nats per datum."""
+    with evaluating(model, guide, seed=seed):
+        terms = elbo_terms(model, guide, x)
+    return {
+        "valid/elbo": float(terms.elbo.mean()),
+        "valid/reconstruction": float(terms.reconstruction.mean()),
+        "valid/kl": float(terms.kl.mean()),
+    }
+
+
+def evaluate(
+    model: Program,
+    guide: Program,
+    x: Tensor,
+    settings: EvaluationSettings,
+    seed: int,
+    log_levels: float = 0.0,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[dict[str, Any], Evidence]:
+    """Score held-out data.
+
+    Args:
+        model: Pyro program.
+        guide: Pyro program.
+        x: held-out data, ``(N, *event_shape)``.
+        settings: how thoroughly.
+        seed: of the random numbers used here.
+        log_levels: log of the number of grey levels where ``x`` is a dequantized density of them, else 0; it turns a
+            density in nats into bits of the discrete pixel.
+        on_progress: called with the number of data done and in all.
+
+    Returns:
+        The ``test/...`` entries of ``summary.json`` in nats per datum, and the evidence datum by datum.
+    """
+    with evaluating(model, guide, seed=seed):
+        terms = [elbo_terms(model, guide, some, settings.elbo_samples) for some in x.split(256)]
+        parts = surgery(model, guide, x[: settings.surgery_data])
+        units = active_units(guide, x)
+        by_dimension = kl_per_dimension(model, guide, x[: settings.surgery_data])
+        evidence = log_evidence(model, guide, x, settings.particles, settings.khat_data, on_progress=on_progress)
+    reconstruction = float(torch.cat([t.reconstruction for t in terms]).double().mean())
+    kl = float(torch.cat([t.kl for t in terms]).double().mean())
+    nll = -evidence.log_p.double()
+    dimensions = x[0].numel()
+    summary = {
+        "test/elbo": reconstruction - kl,
+        "test/reconstruction": reconstruction,
+        "test/kl": kl,
+        "test/kl_estimator": terms[0].kl_estimator,
+        "test/kl_per_dimension": None if by_dimension is None else [round(v, 6) for v in by_dimension.tolist()],
+        "test/mutual_information": parts.mutual_information,
+        "test/marginal_kl": kl - parts.mutual_information,
+        "test/surgery_data": parts.num_data,
+        "test/active_units": units,
+        "test/nll": float(nll.mean()),
+        "test/nll_stderr": float(nll.std() / math.sqrt(len(nll))) if len(nll) > 1 else math.nan,
+        "test/nll_particles": settings.particles,
+        "test/bits_per_dim": (float(nll.mean()) / dimensions + log_levels) / math.log(2),
+        "test/khat_median": _median(evidence.khat),
+        "test/data": x.shape[0],
+    }
+    return summary, evidence
+
+
+def _median(values: np.ndarray) -> float | None:
+    finite = values[np.isfinite(values)]
+    return float(np.median(finite)) if finite.size else None

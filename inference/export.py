@@ -1,0 +1,35 @@
+"""Posterior draws as an ArviZ file."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from inference.particles import Program, decode, particles
+
+
+def write_posterior(path: Path, model: Program, guide: Program, x: torch.Tensor, draws: int) -> None:
+    """Write ``posterior.nc``, to be opened by ``arviz.from_netcdf``; the file appears whole or not at all.
+
+    Groups: ``posterior`` (every latent site, chain x draw x datum x event), ``posterior_predictive`` and
+    ``observed_data`` (``x``), ``log_likelihood`` (log p(x|z) in nats, chain x draw x datum). The draws are
+    independent, from the guide.
+    """
+    import arviz
+
+    scored = particles(model, guide, x, draws)
+    latents = {name: latent.value.reshape(draws, *latent.value.shape[-1 - len(latent.q.event_shape) :])
+               for name, latent in scored.latents.items()}  # fmt: skip
+    predicted = torch.stack([decode(model, {n: z[i] for n, z in latents.items()}, x).sample() for i in range(draws)])
+    data = arviz.from_dict(
+        posterior={name: z.cpu().numpy()[None] for name, z in latents.items()},
+        posterior_predictive={"x": predicted.cpu().numpy()[None]},
+        observed_data={"x": x.cpu().numpy()},
+        log_likelihood={"x": scored.log_likelihood.cpu().numpy()[None]},
+    )
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        data.to_netcdf(str(temporary), engine="h5netcdf")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

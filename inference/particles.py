@@ -1,0 +1,295 @@
+"""Runs a guide and a model and returns per-datum log-weights. The only file that reads Pyro traces.
+
+Everything else (bounds, diagnostics, held-out likelihoods, pictures) is arithmetic on what these functions return, so
+a hand-written Pyro program that keeps the naming contract (observed site ``x``, latent sites inside the plate ``data``
+at dim -1) works wherever the composed models do.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import TorchDistribution
+from pyro.distributions.util import scale_and_mask
+from pyro.infer.util import is_validation_enabled
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+Program = Callable[..., Any]
+Site = dict[str, Any]
+
+
+class StructureError(ValueError):
+    """A Pyro program lacks the structure that an objective or a diagnostic needs; the message says what would do."""
+
+
+@dataclass(frozen=True)
+class Latent:
+    """One latent site as guide and model see it."""
+
+    value: Tensor  # (K, ..., N, *event_shape)
+    q: TorchDistribution  # the guide's distribution of it
+    p: TorchDistribution  # the model's
+
+
+@dataclass(frozen=True)
+class Particles:
+    """K draws from the guide for each of N data, scored. All log-densities are ``(K, N)``, in nats, unscaled.
+
+    ``data_scale`` is full size over batch size of a subsampled ``data`` plate (1 where it is not subsampled). It is
+    kept apart because it belongs outside any logsumexp over particles: inside, IWAE would not be a bound.
+    """
+
+    log_likelihood: Tensor
+    log_prior: Tensor
+    log_q: Tensor
+    latents: dict[str, Latent]
+    data_scale: float
+    same_order: bool  # the guide samples its latents in the model's order
+
+    @property
+    def log_weight(self) -> Tensor:
+        """log p(x, z) - log q(z|x), ``(K, N)``."""
+        return self.log_likelihood + self.log_prior - self.log_q
+
+    @property
+    def reparameterized(self) -> bool:
+        """Whether gradients with respect to the guide flow through every latent value."""
+        return all(latent.q.has_rsample for latent in self.latents.values())
+
+    def analytic_kl(self) -> Tensor:
+        """KL(q(z|x) || p(z)) in closed form, ``(K, N)`` nats; sums over latent sites, conditional on their parents.
+
+        Raises:
+            StructureError: some pair of distributions has no closed form, or the guide samples its latents in
+                another order than the model, where the sum of conditional divergences is not the divergence.
+        """
+        if len(self.latents) > 1 and not self.same_order:
+            raise StructureError(
+                "a closed-form KL needs the guide to sample its latents in the model's order; use kl=monte_carlo"
+            )
+        total = torch.zeros_like(self.log_q)
+        for name, latent in self.latents.items():
+            total = total + _per_datum(_closed_form_kl(name, latent), self.log_q.shape)
+        return total
+
+
+def particles(
+    model: Program, guide: Program, x: Tensor, num_particles: int = 1, *args: Any, max_plate_nesting: int = 1, **kw: Any
+) -> Particles:
+    """Draw ``num_particles`` latents per datum from the guide and score them under guide and model.
+
+    Args:
+        model: Pyro program with an observed site and a plate over the data at dim -1.
+        guide: Pyro program that samples every latent site of the model.
+        x: data, ``(N, *event_shape)``; handed to both programs, with any further arguments after it.
+        num_particles: K.
+        max_plate_nesting: number of nested plates in the programs; 1 where ``data`` is the only one.
+
+    Raises:
+        StructureError: a site outside the data plate, a latent that only one program has, an enumerated site, or a
+            ``poutine.scale`` other than 1 (temper a bound outside of its particles instead).
+    """
+    plate = _particle_plate(num_particles, max_plate_nesting)
+    guide_trace = poutine.trace(plate(guide)).get_trace(x, *args, **kw)
+    model_trace = poutine.trace(poutine.replay(plate(model), trace=guide_trace)).get_trace(x, *args, **kw)
+    q_sites, p_sites = _sample_sites(guide_trace), _sample_sites(model_trace)
+    latents = {name: site for name, site in p_sites.items() if not site["is_observed"]}
+    observed = {name: site for name, site in p_sites.items() if site["is_observed"]}
+    _check_pairing(q_sites, latents, observed)
+    data_scale = _data_scale({**q_sites, **p_sites})
+    shape = torch.Size((num_particles, x.shape[0]))
+    return Particles(
+        log_likelihood=_total(observed, shape),
+        log_prior=_total(latents, shape),
+        log_q=_total(q_sites, shape),
+        latents={n: Latent(s["value"], q_sites[n]["fn"], s["fn"]) for n, s in latents.items()},
+        data_scale=data_scale,
+        same_order=[n for n in q_sites if n in latents] == list(latents),
+    )
+
+
+def encode(guide: Program, x: Tensor) -> dict[str, TorchDistribution]:
+    """q(z|x) for each latent site of the guide, in its order; batch shape ``(N,)``."""
+    return {name: site["fn"] for name, site in _sample_sites(poutine.trace(guide).get_trace(x)).items()}
+
+
+def cross_log_q(guide: Program, latents: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """log q(z_i|x_j) of every latent under every datum's posterior, ``(I, J)`` nats.
+
+    Args:
+        guide: Pyro program.
+        latents: by site name, ``(I, *event_shape)``.
+        x: data, ``(J, *event_shape)``.
+    """
+    num_latents, num_data = next(iter(latents.values())).shape[0], x.shape[0]
+    # (I, *event) -> (I, J, *event)
+    values = {n: z.unsqueeze(1).expand(num_latents, num_data, *z.shape[1:]) for n, z in latents.items()}
+    plate = _particle_plate(num_latents, 1)
+    trace = poutine.trace(poutine.condition(plate(guide), data=values)).get_trace(x)
+    return _total(_sample_sites(trace), torch.Size((num_latents, num_data)))
+
+
+def decode(model: Program, latents: Mapping[str, Tensor], x: Tensor) -> TorchDistribution:
+    """p(x|z) for given latents ``(N, *event_shape)``; only the number of rows of ``x`` matters to it."""
+    conditioned = poutine.condition(poutine.uncondition(model), data=dict(latents))
+    return _observed_site(conditioned, x)["fn"]
+
+
+def generate(model: Program, like: Tensor) -> tuple[dict[str, Tensor], TorchDistribution, Tensor]:
+    """Ancestral samples: latents from the prior, p(x|z) at them, and a draw of x. No guide takes part in it.
+
+    Args:
+        model: Pyro program.
+        like: any tensor with the shape of the data wanted, ``(n, *event_shape)``.
+    """
+    sites = _sample_sites(poutine.trace(poutine.uncondition(model)).get_trace(like))
+    x_name = _observed_name(model, like)
+    latents = {name: site["value"] for name, site in sites.items() if name != x_name}
+    return latents, sites[x_name]["fn"], sites[x_name]["value"]
+
+
+def guess_max_plate_nesting(model: Program, guide: Program, *args: Any, **kw: Any) -> int:
+    """The deepest plate of either program, found by running both once; the random number state is left as it was."""
+    with torch.random.fork_rng(), torch.no_grad(), poutine.block():
+        guide_trace = poutine.trace(guide).get_trace(*args, **kw)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kw)
+    sites = {**_sample_sites(guide_trace), **_sample_sites(model_trace)}.values()
+    return max((-frame.dim for site in sites for frame in site["cond_indep_stack"] if frame.vectorized), default=0)
+
+
+def first_non_finite_site(model: Program, guide: Program, x: Tensor) -> str | None:
+    """Names the first site, in order of execution, whose parameters, value or log-density is not finite."""
+    with torch.no_grad(), pyro.validation_enabled(False):
+        guide_trace = poutine.trace(guide).get_trace(x)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x)
+        for program, trace in (("guide", guide_trace), ("model", model_trace)):
+            for name, site in _sample_sites(trace).items():
+                for what, tensor in (("value", site["value"]), ("log-density", site["fn"].log_prob(site["value"]))):
+                    if not torch.isfinite(tensor).all():
+                        return f"{what} of {program} site '{name}'"
+    return None
+
+
+@contextmanager
+def validation(enabled: bool) -> Iterator[None]:
+    """Pyro's and torch's argument checks, on or off; each check costs a host sync, so steps run without them."""
+    with pyro.validation_enabled(enabled):
+        yield
+
+
+def _particle_plate(num_particles: int, max_plate_nesting: int) -> Callable[[Program], Program]:
+    if num_particles < 1:
+        raise ValueError(f"the number of particles must be at least 1, got {num_particles}")
+    if num_particles == 1:
+        return lambda program: program
+    return pyro.plate("particles", num_particles, dim=-1 - max_plate_nesting)
+
+
+def _sample_sites(trace: poutine.Trace) -> dict[str, Site]:
+    return {name: s for name, s in prune_subsample_sites(trace).nodes.items() if s["type"] == "sample"}
+
+
+def _observed_name(model: Program, x: Tensor) -> str:
+    with torch.random.fork_rng(), torch.no_grad():
+        sites = _sample_sites(poutine.trace(model).get_trace(x))
+    names = [name for name, site in sites.items() if site["is_observed"]]
+    if "x" in names:
+        return "x"
+    raise StructureError(f"the model has no observed site 'x'; its observed sites are {names}")
+
+
+def _observed_site(program: Program, x: Tensor) -> Site:
+    sites = _sample_sites(poutine.trace(program).get_trace(x))
+    if "x" not in sites:
+        raise StructureError(f"the model has no observed site 'x'; its sites are {list(sites)}")
+    return sites["x"]
+
+
+def _check_pairing(q_sites: dict[str, Site], latents: dict[str, Site], observed: dict[str, Site]) -> None:
+    if not observed:
+        raise StructureError("the model observes nothing: give one sample site obs=x")
+    if enumerated := [n for n, s in {**q_sites, **latents}.items() if s["infer"].get("enumerate")]:
+        raise StructureError(f"sites {enumerated} are enumerated: use pyro.infer.TraceEnum_ELBO (objective=trace_enum)")
+    if missing := [name for name in latents if name not in q_sites]:
+        raise StructureError(f"the guide does not sample the model's latent sites {missing}")
+    extra = [n for n, s in q_sites.items() if n not in latents and not s["infer"].get("is_auxiliary")]
+    if extra:
+        raise StructureError(f"the model has no latent sites {extra} that the guide samples")
+
+
+def _data_scale(sites: dict[str, Site]) -> float:
+    """The subsampling scale of the data plate, after checking that nothing else scales any site."""
+    scales = set()
+    for name, site in sites.items():
+        frames = [frame for frame in site["cond_indep_stack"] if frame.dim == -1]
+        if not frames:
+            raise StructureError(
+                f"site '{name}' is outside the plate over the data (dim -1); a bound per datum needs local sites. "
+                "For global latent variables use pyro.infer.Trace_ELBO"
+            )
+        scale = site["scale"]
+        subsampling = (frames[0].full_size or frames[0].size) / frames[0].size
+        if isinstance(scale, Tensor) or abs(scale / subsampling - 1) > 1e-9:
+            raise StructureError(
+                f"site '{name}' is under poutine.scale; a scale inside the average over particles gives no bound. "
+                "Temper the objective instead"
+            )
+        scales.add(subsampling)
+    if len(scales) > 1:
+        raise StructureError(f"sites disagree about the size of the data: plate scales {sorted(scales)}")
+    return scales.pop()
+
+
+def _total(sites: dict[str, Site], shape: torch.Size) -> Tensor:
+    """Sum of the sites' log-densities, ``(K, N)``."""
+    terms = [_per_datum(_log_prob(site), shape) for site in sites.values()]
+    return torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]
+
+
+def _log_prob(site: Site) -> Tensor:
+    with _site_names_itself(site) if is_validation_enabled() else nullcontext():
+        return scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
+
+
+@contextmanager
+def _site_names_itself(site: Site) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise StructureError(f"site '{site['name']}': {error}") from error
+
+
+def _per_datum(log_prob: Tensor, shape: torch.Size) -> Tensor:
+    """(K, *other plates, N) -> (K, N): plates other than those of the particles and the data are summed over."""
+    num_particles, num_data = shape
+    if log_prob.shape == shape:
+        return log_prob
+    if log_prob.dim() <= 1:
+        return log_prob.expand(shape)
+    if log_prob.shape[-1] != num_data:
+        log_prob = log_prob.expand(*log_prob.shape[:-1], num_data)
+    # without a particle plate the leading dimensions are all other plates
+    return log_prob.reshape(num_particles, -1, num_data).sum(1)
+
+
+def _closed_form_kl(name: str, latent: Latent) -> Tensor:
+    try:
+        return kl_divergence(latent.q, latent.p)
+    except NotImplementedError:
+        kinds = f"{_kind(latent.q)} and {_kind(latent.p)}"
+        raise StructureError(
+            f"no closed-form KL between {kinds} at site '{name}'; use kl=monte_carlo, or objective=trace_elbo"
+        ) from None
+
+
+def _kind(distribution: TorchDistribution) -> str:
+    base = getattr(distribution, "base_dist", distribution)
+    return type(
+        base if type(distribution).__name__ in ("Independent", "ExpandedDistribution") else distribution
+    ).__name__

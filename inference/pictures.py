@@ -1,0 +1,65 @@
+"""What the report's pictures show, computed from model, guide and held-out data."""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from inference.assemble import Setup
+from inference.diagnostics import kl_per_dimension, posterior_means
+from inference.evaluate import evaluating, held_out
+from inference.figures import Gallery
+from inference.particles import decode, generate, particles
+
+NUM_RECONSTRUCTIONS, NUM_SAMPLES, NUM_CODES, MANIFOLD_SIDE = 32, 100, 2000, 20
+
+
+def gallery(setup: Setup) -> Gallery:
+    """Reconstructions, samples and codes of a trained model; the same for the same seed."""
+    model, guide, dataset = setup.model, setup.guide, setup.dataset
+    x, index = held_out(setup.source("test"), NUM_CODES, setup.config.values.seed)
+    with evaluating(model, guide, seed=setup.config.values.seed):
+        latents = {n: z.value for n, z in particles(model, guide, x).latents.items()}
+        shown = {name: z[:NUM_RECONSTRUCTIONS] for name, z in latents.items()}
+        reconstructions = decode(model, shown, x[:NUM_RECONSTRUCTIONS]).mean
+        prior, p_x, draws = generate(model, x[:1].expand(NUM_SAMPLES, *dataset.shape))
+        many_prior, _, _ = generate(model, x[:1].expand(NUM_CODES, *dataset.shape))
+        by_dimension = kl_per_dimension(model, guide, x)
+        means = posterior_means(guide, x)
+        grid = _manifold(setup, prior)
+    labels = dataset.labels.get("test")
+    return Gallery(
+        shape=dataset.shape,
+        value_range=(0.0, (dataset.observed_levels or 2) - 1.0) if setup.representation == "levels" else (0.0, 1.0),
+        originals=_numpy(x[:NUM_RECONSTRUCTIONS]),
+        reconstructions=_numpy(reconstructions),
+        samples=_numpy(p_x.mean if len(dataset.shape) == 3 else draws),
+        latent_means=_numpy(means),
+        latent_draws=_numpy(_flat(latents)),
+        prior_draws=_numpy(_flat(many_prior)),
+        labels=None if labels is None else labels[index].numpy(),
+        kl_per_dimension=None if by_dimension is None else _numpy(by_dimension),
+        manifold=grid,
+    )
+
+
+def _manifold(setup: Setup, prior: dict[str, Tensor]) -> np.ndarray | None:
+    """Decoder means over the unit square put through the inverse CDF of the prior (Kingma and Welling 2014, app. A)."""
+    if len(prior) != 1 or next(iter(prior.values())).shape[1:] != (2,):
+        return None
+    name, z = next(iter(prior.items()))
+    u = (torch.arange(MANIFOLD_SIDE, dtype=z.dtype, device=z.device) + 0.5) / MANIFOLD_SIDE
+    across, down = torch.meshgrid(u, u.flip(0), indexing="xy")
+    codes = math.sqrt(2) * torch.erfinv(2 * torch.stack([across, down], dim=-1) - 1)  # (g, g, 2)
+    like = z.new_zeros(MANIFOLD_SIDE**2, *setup.dataset.shape)
+    means = decode(setup.model, {name: codes.reshape(-1, 2)}, like).mean  # (g * g, *shape)
+    return _numpy(means).reshape(MANIFOLD_SIDE, MANIFOLD_SIDE, *setup.dataset.shape)
+
+
+def _flat(latents: dict[str, Tensor]) -> Tensor:
+    return torch.cat([z.reshape(z.shape[0], -1) for z in latents.values()], dim=1)  # (N, *event) -> (N, D)
+
+
+def _numpy(x: Tensor) -> np.ndarray:
+    return x.detach().cpu().double().numpy()

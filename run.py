@@ -1,0 +1,116 @@
+"""Lowerbound's command line: parsing, dispatch and messages. `python run.py --help` says what it does."""
+
+import signal
+import sys
+from pathlib import Path
+
+HELP = """\
+usage: python run.py [VERB] [key=value ...]
+
+verbs
+  train [key=value ...]         train, evaluate and report (the default verb)
+  evaluate RUN [key=value ...]  score a run again: evaluation.particles=5000, say
+  sample RUN [COUNT]            draw from a trained model into RUN/samples.npz
+  resume RUN                    continue a run that was stopped, to the same end
+  report RUN                    draw a run's pictures and page again
+  list                          every data set, model, prior, likelihood, guide, objective, net, optimizer
+
+parts, each chosen by a word (or an import path): data model prior likelihood guide objective encoder decoder optimizer
+options of a part are its constructor's parameters: objective.particles=50, encoder.hidden=[300,300]
+others: run.dir seed device threads data.root data.batch_size trainer.* evaluation.* experiment=RECIPE
+
+examples
+  python run.py
+  python run.py train data=mnist data.root=DIR model.latent_dim=2 trainer.epochs=30
+  python run.py train guide=diagonal objective=iwae objective.particles=50 seed=1 run.dir=runs/iwae
+
+exit status: 0 done, 1 the run failed (what it had is kept), 2 a bad option, 130 or 143 stopped by a signal
+"""
+VERBS = ("train", "evaluate", "sample", "resume", "report", "list")
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command; returns the exit status."""
+    if any(argument in ("-h", "--help", "help") for argument in arguments):
+        print(HELP, end="")
+        return 0
+    verb, rest = _verb(arguments)
+    if verb not in VERBS:
+        return _fail(2, f"{verb!r} is neither a verb ({', '.join(VERBS)}) nor key=value; see python run.py --help")
+    from inference.checkpoint import CheckpointError
+    from inference.config import ConfigError
+    from inference.data import DataError
+    from inference.particles import StructureError
+    from inference.trainer import Diverged, Interrupted
+
+    try:
+        return _dispatch(verb, rest)
+    except (ConfigError, DataError, StructureError) as error:
+        return _fail(2, str(error))
+    except (CheckpointError, Diverged) as error:
+        return _fail(1, str(error))
+    except Interrupted as error:
+        return _fail(128 + error.signum, f"{error}. Continue with: python run.py resume RUN")
+    except KeyboardInterrupt:
+        return _fail(128 + signal.SIGINT, "stopped; python run.py resume RUN continues from the last checkpoint")
+    except MemoryError:
+        return _fail(1, "out of memory; try a smaller data.batch_size, or data.resident=no")
+    except OSError as error:
+        return _fail(1, f"{error.filename or 'a file'} cannot be read or written: {error.strerror or error}")
+
+
+def _verb(arguments: list[str]) -> tuple[str, list[str]]:
+    if not arguments or "=" in arguments[0]:
+        return "train", arguments
+    return arguments[0], arguments[1:]
+
+
+def _dispatch(verb: str, arguments: list[str]) -> int:
+    from inference import experiment
+    from inference.config import ConfigError, load
+    from inference.console import Console
+
+    if verb == "list":
+        _list()
+        return 0
+    if verb == "train":
+        experiment.train(load(arguments), Console())
+        return 0
+    if not arguments or "=" in arguments[0]:
+        raise ConfigError(f"{verb} needs the directory of a run: python run.py {verb} RUN")
+    folder, options = Path(arguments[0]), arguments[1:]
+    if verb == "evaluate":
+        experiment.reevaluate(folder, options, Console())
+    elif verb == "sample":
+        count = options.pop(0) if options and "=" not in options[0] else "100"
+        if not count.isdecimal():
+            raise ConfigError(f"sample takes a number of samples, got {count!r}")
+        print(experiment.sample(folder, int(count), options))
+    elif options:
+        raise ConfigError(f"{verb} takes the directory of a run and nothing else, got {options[0]!r}")
+    elif verb == "resume":
+        experiment.resume(folder, Console())
+    else:
+        print(experiment.report(folder, Console()))
+    return 0
+
+
+def _list() -> None:
+    from inference.catalog import CATALOG, DEFAULTS, describe
+
+    for group, words in CATALOG.items():
+        print(f"{group}")
+        for word, factory in words.items():
+            default = " (default)" if DEFAULTS.get(group) == word else ""
+            print(f"  {word + default:<28} {describe(factory)}")
+
+
+def _fail(status: int, message: str) -> int:
+    from inference.console import complain
+
+    complain(message)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
