@@ -1,0 +1,183 @@
+"""The contract of every Conditional, held against all built-in ones and one that is none of ours.
+
+A new family joins by one line in ``CASES``: a constructor whose draws and contexts are small.
+"""
+
+from functools import partial
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from guides.exact import ExactPosterior
+from guides.gaussian import DiagonalNormal, Unconditional
+from models import likelihoods
+from models.conditional import Conditional
+from models.nets import MLP, ConvDecoder, ConvEncoder, GatedMLP, Linear
+from models.ppca import PPCA, LinearGaussian
+from models.priors import LearnedNormal, StandardNormal
+
+
+class Waiting(Conditional):
+    """A third party's likelihood: waiting times whose rates are read off the latent."""
+
+    def __init__(self, event_shape, context_shape, net):
+        super().__init__(event_shape, context_shape)
+        self.net = net(self.context_shape, self.event_shape)
+
+    def forward(self, *context):
+        return dist.Exponential(self.net(*context).exp()).to_event(len(self.event_shape))
+
+
+MLP8 = partial(MLP, hidden=(8,))
+IMAGE = (1, 4, 3)
+SMALL_CONV = partial(ConvDecoder, channels=(6, 5), activation="softplus")
+
+
+CASES = {
+    "StandardNormal": lambda: StandardNormal((3,)),
+    "StandardNormal spatial": lambda: StandardNormal((2, 2, 2)),
+    "LearnedNormal": lambda: LearnedNormal((3,)),
+    "Bernoulli": lambda: likelihoods.Bernoulli(IMAGE, (3,), MLP8),
+    "Bernoulli conv": lambda: likelihoods.Bernoulli(IMAGE, (3,), SMALL_CONV),
+    "FixedGaussian": lambda: likelihoods.FixedGaussian(IMAGE, (3,), MLP8),
+    "LearnedGaussian": lambda: likelihoods.LearnedGaussian((5,), (3,), partial(GatedMLP, hidden=(8,))),
+    "OptimalGaussian": lambda: likelihoods.OptimalGaussian(IMAGE, (3,), SMALL_CONV).eval(),
+    "Categorical": lambda: likelihoods.Categorical((5,), (3,), MLP8, levels=4),
+    "Categorical conv": lambda: likelihoods.Categorical((2, 4, 3), (3,), SMALL_CONV, levels=4),
+    "DiscretizedLogistic": lambda: likelihoods.DiscretizedLogistic(IMAGE, (3,), SMALL_CONV, levels=16),
+    "DiscretizedLogistic shared": lambda: likelihoods.DiscretizedLogistic(IMAGE, (3,), MLP8, 16, shared_scale=True),
+    "LinearGaussian": lambda: LinearGaussian((2, 3), (3,)),
+    "DiagonalNormal": lambda: DiagonalNormal((3,), IMAGE, partial(ConvEncoder, channels=(5,), activation="tanh")),
+    "DiagonalNormal as likelihood": lambda: DiagonalNormal(IMAGE, (3,), SMALL_CONV),
+    "DiagonalNormal as hierarchical prior": lambda: DiagonalNormal((2,), (3,), Linear),
+    "Unconditional": lambda: Unconditional((3,), IMAGE),
+    "ExactPosterior": lambda: ExactPosterior(PPCA((2, 3), 2)),
+    "Waiting": lambda: Waiting((2, 2), (3,), MLP8),
+}
+LEADING = [(), (4,), (2, 3)]
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    return build(request.param)
+
+
+def build(name):
+    conditional = CASES[name]()
+    with torch.no_grad():
+        for parameter in conditional.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return conditional
+
+
+def contexts(conditional, leading=(4,)):
+    return (torch.randn(*leading, *conditional.context_shape),) if conditional.context_shape else ()
+
+
+@pytest.mark.parametrize("leading", LEADING, ids=str)
+def test_shapes(case, leading):
+    made = case(*contexts(case, leading))
+    assert made.event_shape == case.event_shape
+    assert torch.broadcast_shapes(made.batch_shape, leading) == leading
+    draws = made.sample((7,))
+    assert draws.shape == (7, *made.batch_shape, *case.event_shape)
+    assert draws.dtype == torch.get_default_dtype()
+    assert made.log_prob(draws).shape == (7, *made.batch_shape)
+    assert made.mean.shape == made.batch_shape + case.event_shape
+    assert made.log_prob(draws).isfinite().all()
+
+
+def test_a_batch_is_a_loop(case):
+    (context,) = contexts(case, (2, 3)) or (torch.zeros(2, 3),)
+    made = case(context).expand((2, 3))
+    draws = made.sample()
+    loop = [case(context[k, n]).log_prob(draws[k, n]) for k in range(2) for n in range(3)]
+    assert torch.allclose(made.log_prob(draws).flatten(), torch.stack(loop).flatten(), atol=1e-10)
+    assert made.log_prob(draws).std() > 1e-6
+
+
+def test_expanding_repeats(case):
+    made = case(*contexts(case))
+    wide = made.expand((5, 4))
+    draws = wide.sample()
+    assert draws.shape == (5, 4, *case.event_shape)
+    assert torch.allclose(wide.log_prob(draws), made.log_prob(draws), atol=1e-12)
+    assert not torch.equal(draws[0], draws[1])
+    assert torch.allclose(wide.mean, made.mean.expand(wide.mean.shape), atol=1e-12)
+
+
+def test_draws_average_to_the_mean(case):
+    made, count = case(*contexts(case)), 4000
+    draws, mean = made.sample((count,)), made.mean.detach()
+    spread = draws.std(0)
+    directions = torch.randn(case.event_shape) / spread.mean()  # a sum of entries is closer to normal than each
+    dims = tuple(range(-len(case.event_shape), 0))
+
+    def errors(mean):
+        projected = ((draws - mean) * directions).sum(dims)
+        return projected.mean(0).abs() / (projected.std(0) / count**0.5)
+
+    assert (errors(mean + 0.2 * spread * directions.sign()) > 5).all()
+    assert (errors(mean) < 5).all()
+
+
+def test_every_named_parameter_gets_a_gradient(case):
+    made = case(*contexts(case, (16,)))
+    made.log_prob(made.sample()).sum().backward() if list(case.parameters()) else None
+    for name, parameter in case.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_reparameterized_draws_carry_gradients(case):
+    made = case(*contexts(case))
+    if not made.has_rsample or not list(case.parameters()):
+        pytest.skip("draws are not a differentiable function of parameters")
+    made.rsample().square().sum().backward()
+    assert all(parameter.grad is not None for parameter in case.parameters())
+
+
+def test_pyro_sees_exactly_the_parameters(case):
+    with poutine.trace(param_only=True) as capture:
+        case(*contexts(case))
+    seen = {id(site["value"].unconstrained()) for site in capture.trace.nodes.values()}
+    assert seen == {id(parameter) for parameter in case.parameters()}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_checkpoint_restores_it(name):
+    first, second = build(name), build(name)
+    if not list(first.parameters()):
+        pytest.skip("has no parameters")
+    context = contexts(first)
+    draws = first(*context).sample()
+    assert not torch.allclose(first(*context).log_prob(draws), second(*context).log_prob(draws))
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(first(*context).log_prob(draws), second(*context).log_prob(draws))
+
+
+def test_it_follows_to_single_precision(case):
+    target = case.model if isinstance(case, ExactPosterior) else case
+    target.to(torch.float32)
+    made = case(*(context.float() for context in contexts(case)))
+    draws = made.sample()
+    assert draws.dtype == torch.float32
+    assert made.log_prob(draws).dtype == torch.float32
+
+
+def test_a_step_never_waits_for_the_device(case):
+    # Fake tensors hold no numbers: asking one for its value, as .item() or an if would, raises.
+    with pyro.validation_enabled(False), FakeTensorMode(allow_non_fake_inputs=True):
+        made = case(*(torch.zeros(4, *context.shape[1:]) for context in contexts(case)))
+        made.log_prob(made.sample()).sum()
+
+
+def test_context_is_ignored_where_there_is_none(case):
+    if case(*contexts(case)).batch_shape != ():
+        pytest.skip("reads its context")
+    x = torch.randn(4, 2)
+    assert torch.equal(case().mean, case(x).mean)
