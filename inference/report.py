@@ -1,0 +1,146 @@
+"""The page of a run: settings, numbers with their meanings, pictures. One file, nothing fetched, nothing executed."""
+
+import base64
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from inference.decomposition import decompose
+from inference.figures import Figure
+
+# One line for each key of summary.json, in the order of the page.
+MEANINGS = {
+    "test/nll": "−log p(x), estimated by importance sampling with the guide as proposal; lower is better. "
+    "On average it errs upwards.",
+    "test/nll_stderr": "Standard error of the line above, from the spread over held-out data.",
+    "test/nll_particles": "Importance samples for each datum behind the estimate of log p(x).",
+    "test/bits_per_dim": "The same code length in bits for each observed dimension.",
+    "test/elbo": "The evidence lower bound on log p(x): reconstruction minus KL; higher is better.",
+    "test/reconstruction": "Mean of log p(x|z) under the guide: how well a datum is predicted from its own code.",
+    "test/kl": "KL(q(z|x) ‖ p(z)): what the code of a datum costs. At zero the posterior has collapsed onto the prior.",
+    "test/mutual_information": "The part of the KL that tells data apart: what z knows about x under the guide.",
+    "test/marginal_kl": "The rest of the KL: how far the codes of all data together are from the prior.",
+    "test/active_units": "Latent dimensions whose posterior mean moves from datum to datum.",
+    "test/khat_median": "Median tail index of the importance weights. Above 0.7 the estimate of log p(x) is not to be "
+    "trusted; below it that is no proof.",
+    "train/steps": "Optimization steps taken.",
+    "train/epochs": "Passes over the training data.",
+    "train/seconds": "Wall-clock time of the training.",
+    "train/steps_per_second": "Mean speed of the training.",
+    "data": "The data set.",
+    "binarization": "How grey values became zeros and ones.",
+    "model": "The generative program p(x, z).",
+    "prior": "p(z), where codes come from before any datum is seen.",
+    "likelihood": "p(x|z), what a code says about the datum.",
+    "guide": "The variational family q(z|x).",
+    "objective": "The bound that was maximized.",
+    "seed": "Of all random numbers of the run: the same seed gives the same numbers.",
+    "device": "Where it ran.",
+    "versions": "Of the software it ran on.",
+}
+SECTIONS = {
+    "Held-out data": "test/",
+    "Training": "train/",
+    "Settings": "",
+}
+
+
+def write_report(
+    run_dir: Path, summary: Mapping[str, Any], config_yaml: str, data_description: str, figures: Sequence[Figure]
+) -> Path:
+    """Write ``run_dir/report.html`` in one move, so that a reader never finds half a page.
+
+    The same arguments give the same bytes.
+
+    Args:
+        run_dir: the run's directory; made if missing.
+        summary: flat keys of ``summary.json``; keys without a known meaning are shown without one.
+        config_yaml: the configuration as text.
+        data_description: a sentence or two on the data.
+        figures: pictures, embedded in this order.
+
+    Returns:
+        the path of the page.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["readable"] = format_value
+    page = environment.get_template("report.html.j2").render(
+        title=_title(summary),
+        parts=[(name, summary[name]) for name in ("guide", "prior", "likelihood", "objective") if summary.get(name)],
+        data_description=data_description,
+        decomposition=decompose(summary),
+        tables=_tables(summary),
+        figures=[(figure, *_embedded(figure.path)) for figure in figures],
+        config_yaml=config_yaml,
+    )
+    path = Path(run_dir) / "report.html"
+    _write_at_once(path, page)
+    return path
+
+
+def _title(summary: Mapping[str, Any]) -> str:
+    names = [str(summary[key]) for key in ("model", "data") if summary.get(key)]
+    return " on ".join(names) or "A run"
+
+
+def _tables(summary: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str, str]]]]:
+    """Sections of (key, value, meaning); a key belongs to the first section whose prefix it has, known keys first."""
+    places = {key: place for place, key in enumerate(MEANINGS)}
+    left = sorted(summary, key=lambda key: (places.get(key, len(places)), key))
+    tables = []
+    for section, prefix in SECTIONS.items():
+        rows = [(key, format_value(summary[key]), MEANINGS.get(key, "")) for key in left if key.startswith(prefix)]
+        left = [key for key in left if not key.startswith(prefix)]
+        if rows:
+            tables.append((section, rows))
+    return tables
+
+
+def format_value(value: Any) -> str:
+    """A value as a reader wants it: a dash for ``None``, thin spaces between thousands, a real minus sign."""
+    if value is None:
+        return "—"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {format_value(entry)}" for key, entry in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(format_value(entry) for entry in value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, int):
+        return (f"{value:,}" if abs(value) >= 10_000 else f"{value}").replace(",", "\u2009").replace("-", "−")
+    text = f"{value:,.2f}" if abs(value) >= 10 else f"{value:.3f}" if abs(value) >= 0.1 else f"{value:.3g}"
+    return text.replace(",", "\u2009").replace("-", "−")
+
+
+def _embedded(path: Path) -> tuple[str, int, int]:
+    """A PNG as a data address, with the width and height that it takes on the page: two pixels make one of CSS."""
+    content = Path(path).read_bytes()
+    if content[:8] != b"\x89PNG\r\n\x1a\n":
+        raise ValueError(f"{path} is not a PNG, the only kind of picture that a report embeds")
+    width, height = (int.from_bytes(content[start : start + 4], "big") for start in (16, 20))  # IHDR
+    return "data:image/png;base64," + base64.b64encode(content).decode("ascii"), width // 2, height // 2
+
+
+def _write_at_once(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(temporary).chmod(0o666 & ~umask)  # mkstemp makes files that only their owner can read
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
