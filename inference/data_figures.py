@@ -40,14 +40,13 @@ class Picture(NamedTuple):
 
 
 def latent_grid(size: int) -> np.ndarray:
-    """Latents ``(size, size, 2)`` at the normal quantiles of a regular grid on the unit square.
+    """Latents ``(size, size, 2)`` at the normal quantiles of a regular grid on the unit square, as on a map.
 
-    Entry ``[i, j]`` is ``(Phi^-1((i + 1/2) / size), Phi^-1((j + 1/2) / size))``: the first index moves the first latent
-    dimension. Every cell of the grid has the same mass under a standard normal prior (Kingma and Welling 2014,
-    appendix A).
+    The first latent dimension grows from column to column, the second from the last row up to the first. Every cell of
+    the grid has the same mass under a standard normal prior (Kingma and Welling 2014, appendix A).
     """
     quantiles = norm.ppf((np.arange(size) + 0.5) / size)
-    return np.stack(np.meshgrid(quantiles, quantiles, indexing="ij"), axis=-1)
+    return np.stack(np.meshgrid(quantiles, quantiles[::-1], indexing="xy"), axis=-1)
 
 
 def training_curves(metrics: Sequence[dict[str, Any]]) -> Picture | None:
@@ -141,11 +140,10 @@ def image_samples(samples: np.ndarray, value_range: tuple[float, float], high_is
 
 
 def image_manifold(manifold: np.ndarray, value_range: tuple[float, float], high_is_ink: bool) -> Picture:
-    """Decoder means ``(g, g, C, H, W)`` at :func:`latent_grid`, first latent to the right, second upwards."""
+    """Decoder means ``(g, g, C, H, W)`` at :func:`latent_grid`: first latent to the right, second upwards."""
     size = len(manifold)
-    tiles = colour(manifold, value_range, high_is_ink)  # (first, second, H, W, 3)
-    upright = tiles.swapaxes(0, 1)[::-1]  # rows from the highest second latent down
-    axes = print_images([mosaic(upright)], margins=(110, 24, 100, 12))[0]
+    tiles = colour(manifold, value_range, high_is_ink)  # (g, g, H, W, 3)
+    axes = print_images([mosaic(tiles)], margins=(110, 24, 100, 12))[0]
     ticks = np.array([-2, -1, 0, 1, 2])
     ticks = ticks[np.abs(ticks) <= norm.ppf(1 - 0.5 / size)]
     names = [f"{tick}".replace("-", "−") for tick in ticks]
@@ -165,7 +163,7 @@ def table_manifold(manifold: np.ndarray, originals: np.ndarray) -> Picture:
     figure = sheet(1200, 900)
     axes = panel(figure, 130, 110, 1030, 760)
     dots(axes, thin(originals), MUTED, opacity=0.5)
-    for lattice, tint in ((manifold, BLUE), (manifold.swapaxes(0, 1), RUST)):
+    for lattice, tint in ((manifold.swapaxes(0, 1), BLUE), (manifold, RUST)):
         for line in lattice:
             axes.plot(*line.T, color=tint, linewidth=0.7, alpha=0.8)
     axis_labels(axes, "column 1", "column 2")

@@ -99,15 +99,17 @@ def _pictures(
     yield from _images(gallery) if len(gallery.shape) == 3 else _table(gallery)
     if gallery.latent_means is not None and gallery.latent_means.shape[1] >= 2:
         yield "latent_scatter", latent_figures.latent_scatter(gallery.latent_means, gallery.labels)
+    kl = gallery.kl_per_dimension
+    matching = kl if kl is not None and len(kl) == gallery.latent_draws.shape[1] else None
     yield (
         "aggregated_posterior",
-        latent_figures.aggregated_posterior(gallery.latent_draws, gallery.prior_draws, gallery.kl_per_dimension),
+        latent_figures.aggregated_posterior(gallery.latent_draws, gallery.prior_draws, matching),
     )
-    if gallery.kl_per_dimension is not None:
+    if kl is not None:
         active = None
-        if threshold is not None and gallery.latent_means is not None:
+        if threshold is not None and gallery.latent_means is not None and gallery.latent_means.shape[1] == len(kl):
             active = gallery.latent_means.var(axis=0) > threshold
-        yield "kl_per_dimension", latent_figures.kl_bars(gallery.kl_per_dimension, active, threshold)
+        yield "kl_per_dimension", latent_figures.kl_bars(kl, active, threshold)
 
 
 def _images(gallery: Gallery) -> Iterator[tuple[str, Picture]]:
