@@ -8,6 +8,7 @@ import pyro.optim
 import torch
 from torch import Tensor
 
+from inference.objectives import Objective
 from inference.particles import Program
 
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
@@ -83,6 +84,12 @@ class SVI(pyro.infer.SVI):
 
     def __init__(self, model: Program, guide: Program, optim: SharedOptimizer, loss: pyro.infer.ELBO) -> None:
         super().__init__(model, guide, optim, loss)
+        self.objective = loss
+
+    def at(self, progress: float) -> None:
+        """Tell an annealed objective how far the run is, from 0 to 1; Pyro's own have no ear for it."""
+        if isinstance(self.objective, Objective):
+            self.objective.at(progress)
 
     def step(self, x: Tensor, *args: Any, **kw: Any) -> Tensor | float:
         """Take one step on the loss of a batch.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from inference.data import Source
 from inference.diagnostics import active_units, elbo_terms, kl_per_dimension, surgery
+from inference.export import import_arviz
 from inference.particles import Program, particles, validation
 
 
@@ -117,11 +118,9 @@ def pareto_khat(log_weights: np.ndarray) -> np.ndarray:
     Above 0.7 the importance-sampled estimate is not to be trusted; below it need not be right either. NaN where a row
     has too few draws for a tail or all its weights are equal.
     """
-    import arviz
-
     if log_weights.shape[1] < 25 or np.ptp(log_weights, axis=1).max() < 1e-12:
         return np.full(log_weights.shape[0], np.nan)
-    return np.atleast_1d(arviz.psislw(log_weights)[1])
+    return np.atleast_1d(import_arviz().psislw(log_weights)[1])
 
 
 def chunk_bytes(device: torch.device) -> int:

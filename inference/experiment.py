@@ -21,6 +21,7 @@ from inference.console import Console
 from inference.data import Batches
 from inference.engine import SVI, SharedOptimizer
 from inference.evaluate import evaluate, evaluating, held_out, validation_scores
+from inference.export import import_arviz, write_posterior
 from inference.particles import generate
 from inference.trainer import Trainer, load_programs, read_rows
 
@@ -87,12 +88,8 @@ def sample(folder: Path, count: int, arguments: list[str]) -> Path:
         like = torch.zeros(count, *setup.dataset.shape, device=setup.device)
         latents, p_x, x = generate(setup.model, like)
     buffer = io.BytesIO()
-    np.savez_compressed(
-        buffer,
-        mean=p_x.mean.cpu().numpy(),
-        x=x.cpu().numpy(),
-        **{f"latent_{name}": z.cpu().numpy() for name, z in latents.items()},
-    )
+    arrays = {"mean": p_x.mean, "x": x, **{f"latent_{name}": z for name, z in latents.items()}}
+    np.savez_compressed(buffer, **{name: tensor.cpu().numpy() for name, tensor in arrays.items()})  # type: ignore[arg-type]
     write_atomically(folder / "samples.npz", buffer.getvalue())
     return folder / "samples.npz"
 
@@ -132,8 +129,6 @@ def _trainer(setup: Setup, folder: Path, console: Console | None) -> Trainer:
 
 def _finish(setup: Setup, folder: Path, trainer: Trainer, console: Console) -> dict[str, Any]:
     """Everything after the last step: numbers, posterior draws, pictures, page."""
-    from inference.export import write_posterior
-
     config, dataset = setup.config, setup.dataset
     settings, seed = config.section("evaluation"), config.values.seed
     x, _ = held_out(setup.source("test"), settings.data, seed)
@@ -174,7 +169,6 @@ def _about_training(trainer: Trainer) -> dict[str, Any]:
 
 
 def _about_setup(setup: Setup) -> dict[str, Any]:
-    import arviz
     import pyro
 
     device = torch.cuda.get_device_name(setup.device) if setup.device.type == "cuda" else "cpu"
@@ -188,7 +182,7 @@ def _about_setup(setup: Setup) -> dict[str, Any]:
             "python": platform.python_version(),
             "torch": torch.__version__,
             "pyro": pyro.__version__,
-            "arviz": arviz.__version__,
+            "arviz": import_arviz().__version__,
         },
     }
 

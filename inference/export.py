@@ -1,11 +1,21 @@
 """Posterior draws as an ArviZ file."""
 
 import os
+import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from inference.particles import Program, decode, particles
+
+
+def import_arviz() -> Any:
+    """ArviZ, imported when it is needed (it takes a second) and without its notice about the line after this one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        import arviz
+    return arviz
 
 
 def write_posterior(path: Path, model: Program, guide: Program, x: torch.Tensor, draws: int) -> None:
@@ -15,11 +25,11 @@ def write_posterior(path: Path, model: Program, guide: Program, x: torch.Tensor,
     ``observed_data`` (``x``), ``log_likelihood`` (log p(x|z) in nats, chain x draw x datum). The draws are
     independent, from the guide.
     """
-    import arviz
-
+    arviz = import_arviz()
     scored = particles(model, guide, x, draws)
-    latents = {name: latent.value.reshape(draws, *latent.value.shape[-1 - len(latent.q.event_shape) :])
-               for name, latent in scored.latents.items()}  # fmt: skip
+    latents = {
+        name: latent.value.reshape(draws, x.shape[0], *latent.q.event_shape) for name, latent in scored.latents.items()
+    }
     predicted = torch.stack([decode(model, {n: z[i] for n, z in latents.items()}, x).sample() for i in range(draws)])
     data = arviz.from_dict(
         posterior={name: z.cpu().numpy()[None] for name, z in latents.items()},

@@ -26,10 +26,13 @@ class Objective(pyro.infer.ELBO):
     """
 
     def __init__(self, particles: int = 1, max_plate_nesting: int | None = None) -> None:
-        nesting = math.inf if max_plate_nesting is None else max_plate_nesting
-        super().__init__(num_particles=particles, max_plate_nesting=nesting)
+        super().__init__(num_particles=particles)
+        self.nesting = max_plate_nesting
         if particles < 1:
             raise ValueError(f"particles must be at least 1, got {particles}")
+
+    def at(self, progress: float) -> None:
+        """The trainer says before each step how far it is, from 0 to 1; annealed objectives listen."""
 
     @abstractmethod
     def from_particles(self, draws: Particles) -> Tensor:
@@ -64,11 +67,9 @@ class Objective(pyro.infer.ELBO):
         raise NotImplementedError("objectives read particles, not traces")
 
     def _draw(self, model: Program, guide: Program, *args: Any, **kw: Any) -> Particles:
-        if math.isinf(self.max_plate_nesting):
-            self.max_plate_nesting = guess_max_plate_nesting(model, guide, *args, **kw)
-        draws = particles(
-            model, guide, args[0], self.num_particles, *args[1:], max_plate_nesting=self.max_plate_nesting, **kw
-        )
+        if self.nesting is None:
+            self.nesting = guess_max_plate_nesting(model, guide, *args, **kw)
+        draws = particles(model, guide, args[0], self.num_particles, *args[1:], max_plate_nesting=self.nesting, **kw)
         if not draws.reparameterized:
             discrete = [name for name, latent in draws.latents.items() if not latent.q.has_rsample]
             raise StructureError(

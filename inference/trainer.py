@@ -142,8 +142,9 @@ class Trainer:
 
     def take_step(self, x: Tensor) -> None:
         """One optimization step on a batch, at the learning rate of the moment."""
-        rate = self.settings.learning_rate * self._schedule(self.step / self.total_steps)
-        self.svi.optim.set_learning_rate(rate)
+        progress = self.step / self.total_steps
+        self.svi.optim.set_learning_rate(self.settings.learning_rate * self._schedule(progress))
+        self.svi.at(progress)
         loss = self.svi.step(x)
         self.window[self.step % self.settings.log_every] = -loss / x.shape[0]
         self.step += 1
