@@ -27,10 +27,16 @@ MEANINGS = {
     "test/active_units": "Latent dimensions whose posterior mean moves from datum to datum.",
     "test/khat_median": "Median tail index of the importance weights. Above 0.7 the estimate of log p(x) is not to be "
     "trusted; below it that is no proof.",
+    "test/data": "Held-out data behind these numbers.",
+    "test/surgery_data": "Held-out data behind the split of the KL; the information in a code is at most the logarithm "
+    "of their number.",
+    "test/kl_estimator": "Whether the KL is in closed form or a mean over draws.",
+    "test/kl_per_dimension": "The KL of each latent dimension, drawn below.",
     "train/steps": "Optimization steps taken.",
     "train/epochs": "Passes over the training data.",
     "train/seconds": "Wall-clock time of the training.",
     "train/steps_per_second": "Mean speed of the training.",
+    "train/parameters": "Numbers that the training adjusts, in model and guide together.",
     "data": "The data set.",
     "binarization": "How grey values became zeros and ones.",
     "model": "The generative program p(x, z).",
@@ -38,10 +44,15 @@ MEANINGS = {
     "likelihood": "p(x|z), what a code says about the datum.",
     "guide": "The variational family q(z|x).",
     "objective": "The bound that was maximized.",
+    "encoder": "The network that reads the datum.",
+    "decoder": "The network that reads the code.",
+    "optimizer": "How parameters follow the gradient.",
+    "data_description": "As at the head of this page.",
     "seed": "Of all random numbers of the run: the same seed gives the same numbers.",
     "device": "Where it ran.",
     "versions": "Of the software it ran on.",
 }
+LONGEST_LIST = 6  # entries of a list in a table
 SECTIONS = {
     "Held-out data": "test/",
     "Training": "train/",
@@ -113,7 +124,8 @@ def format_value(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {format_value(entry)}" for key, entry in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(format_value(entry) for entry in value)
+        shown = [format_value(entry) for entry in value[:LONGEST_LIST]]
+        return ", ".join(shown) + (f", … ({len(value)} in all)" if len(value) > LONGEST_LIST else "")
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     if isinstance(value, int):

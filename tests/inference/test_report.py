@@ -315,6 +315,7 @@ def test_only_png_pictures_are_embedded(tmp_path: Path) -> None:
         (True, "True"),
         ("a", "a"),
         ([1, 2.5], "1, 2.500"),
+        ([1, 2, 3, 4, 5, 6, 7], "1, 2, 3, 4, 5, 6, … (7 in all)"),
         ({"torch": "2.15"}, "torch 2.15"),
         (float("nan"), "nan"),
     ],
