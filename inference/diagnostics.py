@@ -7,7 +7,15 @@ import torch
 from pyro.distributions import Independent, TorchDistribution
 from torch import Tensor
 
-from inference.particles import Particles, Program, StructureError, cross_log_q, encode, particles
+from inference.particles import (
+    Particles,
+    Program,
+    StructureError,
+    cross_log_q,
+    encode,
+    guess_max_plate_nesting,
+    particles,
+)
 
 
 @dataclass(frozen=True)
@@ -28,7 +36,8 @@ def elbo_terms(model: Program, guide: Program, x: Tensor, num_samples: int = 1) 
 
     The KL is exact where it has a closed form and averaged over the ``num_samples`` draws where not.
     """
-    draws = particles(model, guide, x, num_samples)
+    nesting = guess_max_plate_nesting(model, guide, x[:1]) if num_samples > 1 else 1
+    draws = particles(model, guide, x, num_samples, max_plate_nesting=nesting)
     kl, estimator = _kl(draws)
     return Terms(draws.log_likelihood.mean(0), kl.mean(0), estimator)
 
@@ -36,33 +45,41 @@ def elbo_terms(model: Program, guide: Program, x: Tensor, num_samples: int = 1) 
 def kl_per_dimension(model: Program, guide: Program, x: Tensor) -> Tensor | None:
     """Mean over the data of KL(q(z_d|x) || p(z_d)), ``(D,)`` nats, sites one after the other.
 
-    None where it does not split over dimensions: a posterior or a prior that correlates them, or no closed form.
+    None where it does not split over dimensions: a posterior or a prior that correlates them, latents with a mask or
+    in plates of their own, or no closed form.
     """
+    draws = particles(model, guide, x)
+    try:
+        draws.analytic_kl()
+    except StructureError:
+        return None
     parts = []
-    for latent in particles(model, guide, x).latents.values():
+    for latent in draws.latents.values():
         q, p = _factors(latent.q), _factors(latent.p)
-        if q is None or p is None:
+        if q is None or p is None or latent.q_mask is not None or len(latent.q.batch_shape) > 1:
             return None
-        try:
-            kl = torch.distributions.kl_divergence(q, p)
-        except NotImplementedError:
-            return None
-        parts.append(kl.reshape(-1, math.prod(latent.q.event_shape)).mean(0))  # (K, N, *event) -> (D,)
+        kl = torch.distributions.kl_divergence(q, p)
+        parts.append(kl.reshape(-1, latent.q.event_shape.numel()).mean(0))  # (N, *event) -> (D,)
     return torch.cat(parts)
 
 
 def active_units(guide: Program, x: Tensor, threshold: float = 0.01) -> int:
-    """Number of latent dimensions with Var_x(E_q[z]) above ``threshold`` (Burda et al. 2016, section 5)."""
-    means = posterior_means(guide, x)
+    """Number of latent dimensions with Var_x(E_q[z]) above ``threshold`` (Burda et al. 2016, section 5).
+
+    Where the means are averages over draws, the variance of those averages is taken off: it is not the data's.
+    """
+    means, error_variance = _means_with_error(guide, x, 64)
     if means.shape[0] < 2:
         return 0
-    return int((means.var(0) > threshold).sum())
+    return int((means.var(0) - error_variance.mean(0) > threshold).sum())
 
 
 def posterior_means(guide: Program, x: Tensor, num_samples: int = 64) -> Tensor:
-    """E_q[z] of each datum, ``(N, D)``, sites side by side; averaged over draws where a family knows no mean."""
-    means = [_mean(q, num_samples).expand(x.shape[0], *q.event_shape) for q in encode(guide, x).values()]
-    return torch.cat([mean.reshape(x.shape[0], -1) for mean in means], dim=1)  # (N, *event) -> (N, D)
+    """E_q[z] of each datum, ``(N, D)``, sites side by side.
+
+    Averaged over draws where a family knows no mean, or where a latent depends on another one.
+    """
+    return _means_with_error(guide, x, num_samples)[0]
 
 
 @dataclass(frozen=True)
@@ -112,8 +129,23 @@ def _factors(distribution: TorchDistribution) -> TorchDistribution | None:
     return None
 
 
-def _mean(q: TorchDistribution, num_samples: int) -> Tensor:
+def _means_with_error(guide: Program, x: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:
+    """Posterior means, ``(N, D)``, and the variance of their Monte-Carlo error, zero where they are exact."""
+    runs = [encode(guide, x).values()]
+    if len(runs[0]) > 1:  # what later sites are conditional on varies from run to run
+        runs += [encode(guide, x).values() for _ in range(num_samples - 1)]
+    draws = num_samples if len(runs) == 1 else 1
+    means = torch.cat([torch.cat([_given_mean(q, draws) for q in run], dim=2) for run in runs])  # (S, N, D)
+    if means.shape[0] == 1:
+        return means[0], torch.zeros_like(means[0])
+    return means.mean(0), means.var(0) / means.shape[0]
+
+
+def _given_mean(q: TorchDistribution, num_samples: int) -> Tensor:
+    """The mean given all earlier latents, ``(1, N, D)``, or where a family knows none, draws, ``(S, N, D)``."""
     try:
-        return q.mean
+        mean = q.mean.unsqueeze(0)
     except (NotImplementedError, AttributeError):
-        return q.sample(torch.Size((num_samples,))).mean(0)
+        mean = q.sample(torch.Size((num_samples,)))
+    mean = mean.movedim(-1 - q.event_dim, 1)  # (S, *other plates, N, *event) -> (S, N, *other plates, *event)
+    return mean.reshape(*mean.shape[:2], -1)

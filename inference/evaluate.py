@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from inference.data import Source
 from inference.diagnostics import active_units, elbo_terms, kl_per_dimension, surgery
 from inference.export import import_arviz
-from inference.particles import Program, particles, validation
+from inference.particles import Program, guess_max_plate_nesting, particles, validation
 
 
 @dataclass
@@ -58,17 +58,17 @@ class Evidence:
 @contextmanager
 def evaluating(*programs: Program, seed: int) -> Iterator[None]:
     """No gradients, no argument checks, evaluation mode, and random numbers of one's own: training is not disturbed."""
-    modules = [p for p in programs if isinstance(p, nn.Module)]
-    modes = [m.training for m in modules]
+    modules = [module for program in programs if isinstance(program, nn.Module) for module in program.modules()]
+    modes = [module.training for module in modules]
     with torch.random.fork_rng(), torch.no_grad(), validation(False):
         torch.manual_seed(seed)
         for module in modules:
-            module.eval()
+            module.train(False)
         try:
             yield
         finally:
             for module, mode in zip(modules, modes, strict=True):
-                module.train(mode)
+                module.training = mode  # each its own: a part may be kept in evaluation mode throughout
 
 
 def log_evidence(
@@ -97,12 +97,14 @@ def log_evidence(
     rows = (memory_bytes or chunk_bytes(x.device)) // (8 * x[0].numel() * x.element_size())  # 8: activations per value
     per_chunk = max(1, min(num_particles, rows))
     data_per_chunk = max(1, min(rows // per_chunk, x.shape[0], 100))
+    nesting = guess_max_plate_nesting(model, guide, x[:1])
     log_p, khat = [], []
     for start in range(0, x.shape[0], data_per_chunk):
         some = x[start : start + data_per_chunk]
         weights = []
         for done in range(0, num_particles, per_chunk):
-            draws = particles(model, guide, some, min(per_chunk, num_particles - done))
+            now = min(per_chunk, num_particles - done)
+            draws = particles(model, guide, some, now, max_plate_nesting=nesting)
             weights.append(draws.log_weight)
         log_weight = torch.cat(weights)  # (S, n)
         log_p.append(log_weight.logsumexp(0) - math.log(num_particles))
@@ -116,11 +118,14 @@ def pareto_khat(log_weights: np.ndarray) -> np.ndarray:
     """Pareto shape of the upper tail of each row of ``(N, S)`` log-weights (Vehtari et al. 2024); ``(N,)``.
 
     Above 0.7 the importance-sampled estimate is not to be trusted; below it need not be right either. NaN where a row
-    has too few draws for a tail or all its weights are equal.
+    has too few draws for a tail or all its weights are equal; infinite where almost all weight is on a few draws.
     """
-    if log_weights.shape[1] < 25 or np.ptp(log_weights, axis=1).max() < 1e-12:
-        return np.full(log_weights.shape[0], np.nan)
-    return np.atleast_1d(import_arviz().psislw(log_weights)[1])
+    khat = np.full(log_weights.shape[0], np.nan)
+    spread = np.ptp(log_weights, axis=1)
+    has_tail = spread > 1e-12 * np.abs(log_weights).max(axis=1)  # equal but for rounding is equal
+    if log_weights.shape[1] >= 25 and has_tail.any():
+        khat[has_tail] = import_arviz().psislw(log_weights[has_tail])[1]
+    return khat
 
 
 def chunk_bytes(device: torch.device) -> int:
@@ -208,5 +213,5 @@ def evaluate(
 
 
 def _median(values: np.ndarray) -> float | None:
-    finite = values[np.isfinite(values)]
-    return float(np.median(finite)) if finite.size else None
+    known = values[~np.isnan(values)]  # infinite ones are the worst of all, and count
+    return float(np.median(known)) if known.size else None

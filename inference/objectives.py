@@ -67,13 +67,14 @@ class Objective(pyro.infer.ELBO):
         raise NotImplementedError("objectives read particles, not traces")
 
     def _draw(self, model: Program, guide: Program, *args: Any, **kw: Any) -> Particles:
+        if not args:
+            raise StructureError("hand the data to model and guide as their first argument, not by keyword")
         if self.nesting is None:
             self.nesting = guess_max_plate_nesting(model, guide, *args, **kw)
         draws = particles(model, guide, args[0], self.num_particles, *args[1:], max_plate_nesting=self.nesting, **kw)
-        if not draws.reparameterized:
-            discrete = [name for name, latent in draws.latents.items() if not latent.q.has_rsample]
+        if sites := draws.not_reparameterized:
             raise StructureError(
-                f"the guide's sites {discrete} cannot be reparameterized, and the gradient of {type(self).__name__} "
+                f"the guide's sites {sites} cannot be reparameterized, and the gradient of {type(self).__name__} "
                 "through them would silently be zero; use objective=trace_elbo or objective=tracegraph_elbo"
             )
         return draws
@@ -123,4 +124,4 @@ class IWAE(Objective):
         super().__init__(particles, max_plate_nesting)
 
     def from_particles(self, draws: Particles) -> Tensor:
-        return draws.log_weight.logsumexp(0) - math.log(self.num_particles)
+        return draws.log_weight.logsumexp(0) - math.log(draws.log_weight.shape[0])

@@ -7,7 +7,7 @@ at dim -1) works wherever the composed models do.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyro
@@ -32,17 +32,20 @@ class StructureError(ValueError):
 class Latent:
     """One latent site as guide and model see it."""
 
-    value: Tensor  # (K, ..., N, *event_shape)
+    value: Tensor  # (K, ..., N, *event_shape); without the K where it is 1
     q: TorchDistribution  # the guide's distribution of it
     p: TorchDistribution  # the model's
+    q_mask: Tensor | bool | None = None  # where its log-densities count; everywhere for None
+    p_mask: Tensor | bool | None = None
 
 
 @dataclass(frozen=True)
 class Particles:
     """K draws from the guide for each of N data, scored. All log-densities are ``(K, N)``, in nats, unscaled.
 
-    ``data_scale`` is full size over batch size of a subsampled ``data`` plate (1 where it is not subsampled). It is
-    kept apart because it belongs outside any logsumexp over particles: inside, IWAE would not be a bound.
+    N is the size of the plate over the data: of the batch, where that plate is subsampled. ``data_scale`` is then full
+    size over batch size (else 1). It is kept apart because it belongs outside any logsumexp over particles: inside,
+    IWAE would not be a bound.
     """
 
     log_likelihood: Tensor
@@ -51,6 +54,7 @@ class Particles:
     latents: dict[str, Latent]
     data_scale: float
     same_order: bool  # the guide samples its latents in the model's order
+    auxiliary: dict[str, TorchDistribution] = field(default_factory=dict)  # sites that the guide alone has
 
     @property
     def log_weight(self) -> Tensor:
@@ -59,16 +63,27 @@ class Particles:
 
     @property
     def reparameterized(self) -> bool:
-        """Whether gradients with respect to the guide flow through every latent value."""
-        return all(latent.q.has_rsample for latent in self.latents.values())
+        """Whether gradients with respect to the guide flow through every value it draws."""
+        return not self.not_reparameterized
+
+    @property
+    def not_reparameterized(self) -> list[str]:
+        """The guide's sites whose values carry no gradient to its parameters."""
+        drawn = {**{name: latent.q for name, latent in self.latents.items()}, **self.auxiliary}
+        return [name for name, q in drawn.items() if not q.has_rsample]
 
     def analytic_kl(self) -> Tensor:
         """KL(q(z|x) || p(z)) in closed form, ``(K, N)`` nats; sums over latent sites, conditional on their parents.
 
         Raises:
             StructureError: some pair of distributions has no closed form, or the guide samples its latents in
-                another order than the model, where the sum of conditional divergences is not the divergence.
+                another order than the model or has auxiliary sites, where the sum of conditional divergences is not
+                the divergence, or only one of the two programs masks a latent.
         """
+        if self.auxiliary:
+            raise StructureError(
+                f"the guide's auxiliary sites {list(self.auxiliary)} leave no closed-form KL; use kl=monte_carlo"
+            )
         if len(self.latents) > 1 and not self.same_order:
             raise StructureError(
                 "a closed-form KL needs the guide to sample its latents in the model's order; use kl=monte_carlo"
@@ -87,7 +102,8 @@ def particles(
     Args:
         model: Pyro program with an observed site and a plate over the data at dim -1.
         guide: Pyro program that samples every latent site of the model.
-        x: data, ``(N, *event_shape)``; handed to both programs, with any further arguments after it.
+        x: data, ``(N, *event_shape)``; handed to both programs, with any further arguments after it. Where they
+            subsample it themselves, N is the size of the subsample in what is returned.
         num_particles: K.
         max_plate_nesting: number of nested plates in the programs; 1 where ``data`` is the only one.
 
@@ -102,15 +118,18 @@ def particles(
     latents = {name: site for name, site in p_sites.items() if not site["is_observed"]}
     observed = {name: site for name, site in p_sites.items() if site["is_observed"]}
     _check_pairing(q_sites, latents, observed)
-    data_scale = _data_scale({**q_sites, **p_sites})
-    shape = torch.Size((num_particles, x.shape[0]))
+    num_data, data_scale = _data_plate(q_sites, p_sites)
+    shape = torch.Size((num_particles, num_data))
     return Particles(
         log_likelihood=_total(observed, shape),
         log_prior=_total(latents, shape),
         log_q=_total(q_sites, shape),
-        latents={n: Latent(s["value"], q_sites[n]["fn"], s["fn"]) for n, s in latents.items()},
+        latents={
+            n: Latent(s["value"], q_sites[n]["fn"], s["fn"], q_sites[n]["mask"], s["mask"]) for n, s in latents.items()
+        },
         data_scale=data_scale,
         same_order=[n for n in q_sites if n in latents] == list(latents),
+        auxiliary={n: s["fn"] for n, s in q_sites.items() if n not in latents},
     )
 
 
@@ -136,9 +155,16 @@ def cross_log_q(guide: Program, latents: Mapping[str, Tensor], x: Tensor) -> Ten
 
 
 def decode(model: Program, latents: Mapping[str, Tensor], x: Tensor) -> TorchDistribution:
-    """p(x|z) for given latents ``(N, *event_shape)``; only the number of rows of ``x`` matters to it."""
+    """p(x|z) for given latents ``(N, *event_shape)``; only the number of rows of ``x`` matters to it.
+
+    Latents that are not given are drawn from the model, conditional on those that are.
+    """
     conditioned = poutine.condition(poutine.uncondition(model), data=dict(latents))
-    return _observed_site(conditioned, x)["fn"]
+    sites = _sample_sites(poutine.trace(conditioned).get_trace(x))
+    if unknown := [name for name in latents if name not in sites or _was_observed(sites[name])]:
+        known = [name for name, site in sites.items() if not _was_observed(site)]
+        raise StructureError(f"the model has no latent sites {unknown}; its latent sites are {known}")
+    return _site_x(sites)["fn"]
 
 
 def generate(model: Program, like: Tensor) -> tuple[dict[str, Tensor], TorchDistribution, Tensor]:
@@ -149,18 +175,20 @@ def generate(model: Program, like: Tensor) -> tuple[dict[str, Tensor], TorchDist
         like: any tensor with the shape of the data wanted, ``(n, *event_shape)``.
     """
     sites = _sample_sites(poutine.trace(poutine.uncondition(model)).get_trace(like))
-    x_name = _observed_name(model, like)
-    latents = {name: site["value"] for name, site in sites.items() if name != x_name}
-    return latents, sites[x_name]["fn"], sites[x_name]["value"]
+    x = _site_x(sites)
+    return {name: s["value"] for name, s in sites.items() if not _was_observed(s)}, x["fn"], x["value"]
 
 
 def guess_max_plate_nesting(model: Program, guide: Program, *args: Any, **kw: Any) -> int:
-    """The deepest plate of either program, found by running both once; the random number state is left as it was."""
+    """The deepest plate of either program, found by running both once; the random number state is left as it was.
+
+    At least 1: a program without a plate is to be refused for that, not to take the particles for its data.
+    """
     with torch.random.fork_rng(), torch.no_grad(), poutine.block():
         guide_trace = poutine.trace(guide).get_trace(*args, **kw)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kw)
     sites = {**_sample_sites(guide_trace), **_sample_sites(model_trace)}.values()
-    return max((-frame.dim for site in sites for frame in site["cond_indep_stack"] if frame.vectorized), default=0)
+    return max((-frame.dim for site in sites for frame in site["cond_indep_stack"] if frame.vectorized), default=1)
 
 
 def first_non_finite_site(model: Program, guide: Program, x: Tensor) -> str | None:
@@ -186,28 +214,26 @@ def validation(enabled: bool) -> Iterator[None]:
 def _particle_plate(num_particles: int, max_plate_nesting: int) -> Callable[[Program], Program]:
     if num_particles < 1:
         raise ValueError(f"the number of particles must be at least 1, got {num_particles}")
+    if max_plate_nesting < 1:
+        raise ValueError(f"max_plate_nesting counts the plate over the data, so it is at least 1: {max_plate_nesting}")
     if num_particles == 1:
         return lambda program: program
-    return pyro.plate("particles", num_particles, dim=-1 - max_plate_nesting)
+    return pyro.plate("_particles", num_particles, dim=-1 - max_plate_nesting)
 
 
 def _sample_sites(trace: poutine.Trace) -> dict[str, Site]:
     return {name: s for name, s in prune_subsample_sites(trace).nodes.items() if s["type"] == "sample"}
 
 
-def _observed_name(model: Program, x: Tensor) -> str:
-    with torch.random.fork_rng(), torch.no_grad():
-        sites = _sample_sites(poutine.trace(model).get_trace(x))
-    names = [name for name, site in sites.items() if site["is_observed"]]
-    if "x" in names:
-        return "x"
-    raise StructureError(f"the model has no observed site 'x'; its observed sites are {names}")
+def _was_observed(site: Site) -> bool:
+    """Whether a site under ``poutine.uncondition`` is one of data, not of latents."""
+    return bool(site["infer"].get("was_observed"))
 
 
-def _observed_site(program: Program, x: Tensor) -> Site:
-    sites = _sample_sites(poutine.trace(program).get_trace(x))
-    if "x" not in sites:
-        raise StructureError(f"the model has no observed site 'x'; its sites are {list(sites)}")
+def _site_x(sites: dict[str, Site]) -> Site:
+    observed = [name for name, site in sites.items() if _was_observed(site)]
+    if "x" not in observed:
+        raise StructureError(f"the model has no observed site 'x'; its observed sites are {observed}")
     return sites["x"]
 
 
@@ -223,27 +249,29 @@ def _check_pairing(q_sites: dict[str, Site], latents: dict[str, Site], observed:
         raise StructureError(f"the model has no latent sites {extra} that the guide samples")
 
 
-def _data_scale(sites: dict[str, Site]) -> float:
-    """The subsampling scale of the data plate, after checking that nothing else scales any site."""
-    scales = set()
-    for name, site in sites.items():
-        frames = [frame for frame in site["cond_indep_stack"] if frame.dim == -1]
-        if not frames:
-            raise StructureError(
-                f"site '{name}' is outside the plate over the data (dim -1); a bound per datum needs local sites. "
-                "For global latent variables use pyro.infer.Trace_ELBO"
-            )
-        scale = site["scale"]
-        subsampling = (frames[0].full_size or frames[0].size) / frames[0].size
-        if isinstance(scale, Tensor) or abs(scale / subsampling - 1) > 1e-9:
-            raise StructureError(
-                f"site '{name}' is under poutine.scale; a scale inside the average over particles gives no bound. "
-                "Temper the objective instead"
-            )
-        scales.add(subsampling)
-    if len(scales) > 1:
-        raise StructureError(f"sites disagree about the size of the data: plate scales {sorted(scales)}")
-    return scales.pop()
+def _data_plate(*programs: dict[str, Site]) -> tuple[int, float]:
+    """Size and subsampling scale of the plate over the data, after checking that nothing else scales any site."""
+    plates = {_data_plate_of(site) for sites in programs for site in sites.values()}
+    if len(plates) > 1:
+        raise StructureError(f"sites disagree about the plate over the data: (size, scale) is any of {sorted(plates)}")
+    return plates.pop()
+
+
+def _data_plate_of(site: Site) -> tuple[int, float]:
+    frames = [frame for frame in site["cond_indep_stack"] if frame.dim == -1]
+    if not frames:
+        raise StructureError(
+            f"site '{site['name']}' is outside the plate over the data (dim -1); a bound per datum needs local sites. "
+            "For global latent variables use pyro.infer.Trace_ELBO"
+        )
+    size, scale = frames[0].size, site["scale"]
+    subsampling = (frames[0].full_size or size) / size
+    if isinstance(scale, Tensor) or abs(scale / subsampling - 1) > 1e-9:
+        raise StructureError(
+            f"site '{site['name']}' is scaled by poutine.scale or by a subsampled plate within the data; a scale "
+            "inside the average over particles gives no bound. Temper the objective instead"
+        )
+    return size, subsampling
 
 
 def _total(sites: dict[str, Site], shape: torch.Size) -> Tensor:
@@ -254,7 +282,14 @@ def _total(sites: dict[str, Site], shape: torch.Size) -> Tensor:
 
 def _log_prob(site: Site) -> Tensor:
     with _site_names_itself(site) if is_validation_enabled() else nullcontext():
-        return scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
+        log_prob = scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
+    plates = {frame.dim: frame.size for frame in site["cond_indep_stack"] if frame.vectorized}
+    if any(size not in (1, plates.get(dim - log_prob.dim(), 1)) for dim, size in enumerate(log_prob.shape)):
+        raise StructureError(
+            f"site '{site['name']}' has log-densities of shape {tuple(log_prob.shape)} in plates of sizes {plates} by "
+            "dim; declare its event dimensions by .to_event(n), and the sizes of the plates as those of the data"
+        )
+    return log_prob
 
 
 @contextmanager
@@ -279,8 +314,10 @@ def _per_datum(log_prob: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _closed_form_kl(name: str, latent: Latent) -> Tensor:
+    if (latent.q_mask is None) != (latent.p_mask is None):
+        raise StructureError(f"only one of model and guide masks site '{name}'; mask both, or use kl=monte_carlo")
     try:
-        return kl_divergence(latent.q, latent.p)
+        return scale_and_mask(kl_divergence(latent.q, latent.p), mask=latent.q_mask)
     except NotImplementedError:
         kinds = f"{_kind(latent.q)} and {_kind(latent.p)}"
         raise StructureError(
