@@ -3,19 +3,20 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import pyro.infer
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
 from guides.amortized import Amortized
 from inference.config import Config, ConfigError
 from inference.data import DataError, Dataset, Source, representation_for
+from inference.failures import one_line, out_of_memory
 from models.conditional import Conditional
 
-INITIAL_DATA = 5000  # training data whose mean the decoder starts from
+INITIAL_DATA = 5000  # training data whose mean the nets start from
 
 
 @dataclass(frozen=True)
@@ -52,28 +53,33 @@ def assemble(config: Config) -> Setup:
         DataError: data that are missing, damaged or unfit for the likelihood.
     """
     device = find_device(config.values.device)
+    _check_sizes(config)
     torch.manual_seed(config.values.seed)
-    dataset = _build(config, "data", likelihood=config.words.get("likelihood", ""))
-    if config.words["data"] == "file" and "likelihood" not in config.words:
-        raise ConfigError(
-            "data from a file need a stated likelihood; accepted: likelihood=bernoulli for zeros and ones, "
-            "categorical or logistic for grey levels, gaussian or learned_gaussian for real numbers"
-        )
+    dataset = _dataset(config)
     config = config.complete(dataset.default_likelihood)
     model = _model(config, dataset)
     guide = _guide(config, dataset, model)
-    support = getattr(getattr(model, "likelihood", None), "support", "real")
+    support = getattr(getattr(model, "likelihood", model), "support", "real")
     representation = representation_for(dataset, support, dataset.observed_levels)
-    objective = _build(config, "objective")
+    objective = _build(config, "objective", pyro.infer.ELBO)
+    config = config.without(_unused(config))
     return Setup(config, dataset, model.to(device), guide.to(device), objective, representation, device)
 
 
 def start_from_data(setup: Setup) -> None:
-    """Let the decoder start where it predicts the mean of the training data (Burda et al. 2016, section 5)."""
+    """Let the nets start at the mean of the training data: encoders centred on it, the likelihood predicting it.
+
+    The likelihood's part is the recipe of Burda et al. (2016, section 5).
+    """
+    source = setup.source("train")
+    x = source.fixed(torch.arange(min(len(source), INITIAL_DATA)))
+    mean = x.mean(0)
+    for net in setup.guide.modules():
+        if hasattr(net, "center_input") and net.in_shape == mean.shape:
+            net.center_input(mean)
     initialize = getattr(getattr(setup.model, "likelihood", None), "initialize", None)
     if initialize is not None:
-        source = setup.source("train")
-        initialize(source.fixed(torch.arange(min(len(source), INITIAL_DATA))).mean(0))
+        initialize(x)
 
 
 def find_device(name: str) -> torch.device:
@@ -82,6 +88,8 @@ def find_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("nothing here was tried on it")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
         accepted = ["auto", "cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
@@ -89,21 +97,48 @@ def find_device(name: str) -> torch.device:
     return device
 
 
+def _check_sizes(config: Config) -> None:
+    for group, name in (("model", "latent_dim"), ("objective", "particles")):
+        value = config.values[group].get(name, 1) if not OmegaConf.is_missing(config.values[group], name) else 1
+        if isinstance(value, int) and value < 1:
+            raise ConfigError(f"{group}.{name}: {value} is below 1")
+
+
+def _dataset(config: Config) -> Dataset:
+    likelihood = config.words.get("likelihood", "")
+    if not likelihood and not _takes(config.factory("model"), "likelihood"):
+        likelihood = "learned_gaussian"  # a model with a likelihood of its own is checked against the data later
+    if config.words["data"] == "file" and not likelihood:
+        raise ConfigError(
+            "data from a file need a stated likelihood; accepted: likelihood=bernoulli for zeros and ones, "
+            "categorical or logistic for grey levels, gaussian or learned_gaussian for real numbers"
+        )
+    return _build(config, "data", Dataset, likelihood=likelihood)
+
+
+def _unused(config: Config) -> list[str]:
+    """The groups that the chosen model and guide have no place for."""
+    model, guide = config.factory("model"), config.factory("guide")
+    own = [group for group in ("prior", "likelihood") if not _takes(model, group)]
+    no_decoder = "likelihood" in own or not _takes(config.factory("likelihood"), "net")
+    return [*own, *(["decoder"] if no_decoder else []), *(["encoder"] if not _takes(guide, "net") else [])]
+
+
 def _model(config: Config, dataset: Dataset) -> nn.Module:
-    likelihood = partial(
-        _call, config.factory("likelihood"), net=config.factory("decoder"), levels=dataset.observed_levels
-    )
-    prior = partial(_call, config.factory("prior"))
     factory = config.factory("model")
     own = [g for g in ("prior", "likelihood", "decoder") if g in config.asked and not _takes(factory, g)]
     if not _takes(factory, "likelihood") and own:
         raise ConfigError(f"model={config.words['model']} has its own {', '.join(own)}: leave out {own[0]}=...")
+    levels, decoder = dataset.observed_levels, _net(config, "decoder")
     return _build(
         config,
         "model",
+        nn.Module,
         event_shape=dataset.shape,
-        prior=lambda shape: prior(event_shape=shape),
-        likelihood=lambda shape, context: likelihood(event_shape=shape, context_shape=context),
+        prior=lambda shape: _build(config, "prior", nn.Module, event_shape=shape),
+        likelihood=lambda shape, context: _build(
+            config, "likelihood", nn.Module, event_shape=shape, context_shape=context, net=decoder, levels=levels
+        ),
     )
 
 
@@ -111,7 +146,8 @@ def _guide(config: Config, dataset: Dataset, model: nn.Module) -> nn.Module:
     word = config.words["guide"]
     if word == "exact" and not hasattr(model, "posterior"):
         raise ConfigError(
-            f"guide=exact needs a model with a closed-form posterior; model={config.words['model']} has none"
+            f"guide=exact needs a model with a closed-form posterior, such as model=ppca; "
+            f"model={config.words['model']} has none"
         )
     if "encoder" in config.asked and not _takes(config.factory("guide"), "net"):
         raise ConfigError(f"guide={word} has no encoder: leave out encoder=...")
@@ -119,22 +155,35 @@ def _guide(config: Config, dataset: Dataset, model: nn.Module) -> nn.Module:
     core = _build(
         config,
         "guide",
+        nn.Module,
         event_shape=latent_shape,
         context_shape=dataset.shape,
-        net=config.factory("encoder"),
+        net=_net(config, "encoder"),
         model=model,
     )
     return Amortized(core) if isinstance(core, Conditional) else core
 
 
-def _build(config: Config, group: str, **structure: Any) -> Any:
+def _net(config: Config, group: str) -> Callable[..., Any]:
+    """A factory of nets whose complaints are of the encoder or decoder, not of the part that asked for the net."""
+    return lambda in_shape, out_shape: _build(config, group, nn.Module, in_shape=in_shape, out_shape=out_shape)
+
+
+def _build(config: Config, group: str, kind: type, **structure: Any) -> Any:
     """Build a group's part; what it says of bad values is said of the word that chose it."""
+    word = config.words[group]
     try:
-        return _call(config.factory(group), **structure)
+        part = _call(config.factory(group), **structure)
     except (ConfigError, DataError):
         raise
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{group}={config.words[group]}: {error}") from None
+    except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
+        if out_of_memory(error):
+            raise
+        raise ConfigError(f"{group}={word}: {one_line(error)}") from error
+    if not isinstance(part, kind):
+        made = type(part).__name__
+        raise ConfigError(f"{group}={word} made a {made}; accepted: what makes a {kind.__module__}.{kind.__name__}")
+    return part
 
 
 def _call(factory: Callable[..., Any], **structure: Any) -> Any:

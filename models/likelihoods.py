@@ -45,15 +45,15 @@ class Likelihood(Conditional):
         super().__init__(event_shape, context_shape)
         self.net = net(self.context_shape, stacked_shape(self.event_shape, outputs))
 
-    def initialize(self, mean: Tensor) -> None:
-        """Start the decoder's output bias where it predicts ``mean``, of shape ``event_shape``, the data's mean.
+    def initialize(self, x: Tensor) -> None:
+        """Start from data ``(N, *event_shape)``: the decoder's output bias predicts their mean.
 
         A net without an ``output_bias`` is left as it is.
         """
         bias = getattr(self.net, "output_bias", None)
         if bias is not None:
             with torch.no_grad():
-                bias[: self.event_shape[0]].copy_(self.to_output(mean))
+                bias[: self.event_shape[0]].copy_(self.to_output(x.mean(0)))
 
     def to_output(self, mean: Tensor) -> Tensor:
         """The decoder output that predicts ``mean``."""
@@ -70,6 +70,9 @@ class Bernoulli(Likelihood):
     """
 
     support = "binary"
+
+    def __init__(self, event_shape: Sequence[int], context_shape: Sequence[int], net: NetFactory) -> None:
+        super().__init__(event_shape, context_shape, net)
 
     def forward(self, *context: Tensor) -> dist.Distribution:
         return dist.Bernoulli(logits=self.net(*context)).to_event(len(self.event_shape))
@@ -116,16 +119,25 @@ class LearnedGaussian(Likelihood):
         event_shape: shape of one datum.
         context_shape: shape of one latent.
         net: builds the decoder.
-        scale: the standard deviation to start from, in the units of the data.
+        scale: the standard deviation to start from, in the units of the data; by default 1 or, after
+            :meth:`initialize`, that of the data around their mean. Started far too large, it hides the data from the
+            guide, and the posterior collapses before the scale has come down.
     """
 
     support = "real"
 
     def __init__(
-        self, event_shape: Sequence[int], context_shape: Sequence[int], net: NetFactory, scale: float = 1.0
+        self, event_shape: Sequence[int], context_shape: Sequence[int], net: NetFactory, scale: float | None = None
     ) -> None:
         super().__init__(event_shape, context_shape, net)
-        self.log_scale = nn.Parameter(_positive_scale(scale).log())
+        self.log_scale = nn.Parameter(_positive_scale(1.0 if scale is None else scale).log())
+        self._scale_from_data = scale is None
+
+    def initialize(self, x: Tensor) -> None:
+        super().initialize(x)
+        if self._scale_from_data:
+            with torch.no_grad():
+                self.log_scale.copy_((x - x.mean(0)).square().mean().sqrt().clamp_min(1e-3).log())
 
     @property
     def scale(self) -> Tensor:
@@ -209,7 +221,7 @@ class Categorical(Likelihood):
         logits = self.net(*context).unflatten(-event_dims, (self.event_shape[0], self.levels))
         return CategoricalLevels(logits=logits.movedim(-event_dims, -1)).to_event(event_dims)
 
-    def initialize(self, mean: Tensor) -> None:
+    def initialize(self, x: Tensor) -> None:
         """Leave the decoder as it is: a mean does not say how often each level occurs."""
 
 

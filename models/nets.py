@@ -102,6 +102,16 @@ class _Dense(nn.Module):
     def output_bias(self) -> Tensor:
         return self.output.bias.view(self.out_shape)
 
+    def center_input(self, mean: Tensor) -> None:
+        """Start the first layer's bias where an input of ``mean``, of shape ``in_shape``, gives zero.
+
+        Inputs all of one sign would otherwise start saturated units and a badly conditioned descent (LeCun et al. 1998,
+        section 4.3).
+        """
+        first = next(layer for layer in self.modules() if isinstance(layer, nn.Linear))
+        with torch.no_grad():
+            first.bias.copy_(-first.weight @ mean.reshape(-1))  # (*in_shape) -> (size,)
+
     def forward(self, x: Tensor) -> Tensor:
         batch = batch_shape(x, self.in_shape)
         x = x.reshape((*batch, self.in_shape.numel()))  # (*batch, *in_shape) -> (*batch, size), a view

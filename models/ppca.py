@@ -19,12 +19,12 @@ class LinearGaussian(LearnedGaussian):
     Args:
         event_shape: shape of one datum; W and mu see it flattened to D numbers.
         context_shape: shape of one latent, flattened to Q numbers.
-        scale: the standard deviation to start from, in the units of the data.
+        scale: the standard deviation to start from, in the units of the data; see :class:`LearnedGaussian`.
     """
 
     net: Linear
 
-    def __init__(self, event_shape: Sequence[int], context_shape: Sequence[int], scale: float = 1.0) -> None:
+    def __init__(self, event_shape: Sequence[int], context_shape: Sequence[int], scale: float | None = None) -> None:
         super().__init__(event_shape, context_shape, Linear, scale)
 
     @property

@@ -213,7 +213,7 @@ def test_initialize_starts_at_the_mean_of_the_data(name):
             if "bias" not in key:
                 parameter.zero_()  # leaves the output bias alone in charge
     assert not torch.allclose(p(torch.randn(3)).mean, mean, atol=0.1)
-    p.initialize(mean)
+    p.initialize(torch.stack([mean, mean]))
     # The edges of the discretized logistic pull its mean inwards a little.
     assert torch.allclose(p(torch.randn(3)).mean, mean, atol=2e-3 if name != "DiscretizedLogistic" else 2.0)
 
@@ -223,8 +223,16 @@ def test_initialize_leaves_alone_what_it_cannot_set():
     levels = Categorical((2,), (3,), Linear, levels=3)
     for p in (bare, levels):
         before = [parameter.clone() for parameter in p.parameters()]
-        p.initialize(torch.tensor([0.2, 0.7]))
+        p.initialize(torch.tensor([[0.2, 0.7]]))
         assert all(torch.equal(a, b) for a, b in zip(before, p.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, 2.0), (0.3, 0.3)])
+def test_the_learned_scale_starts_from_the_data_unless_it_is_given(given, expected):
+    x = torch.tensor([[5.0, -1.0], [9.0, -5.0]])  # two numbers either side of their means: deviations of 2
+    p = LearnedGaussian((2,), (3,), Linear, scale=given)
+    p.initialize(x)
+    assert torch.allclose(p.scale, torch.tensor(expected))
 
 
 def test_bad_options_are_refused():
