@@ -1,6 +1,7 @@
 """Lowerbound's command line: parsing, dispatch and messages. `python run.py --help` says what it does."""
 
-import signal
+import difflib
+import os
 import sys
 from pathlib import Path
 
@@ -36,27 +37,48 @@ def main(arguments: list[str]) -> int:
         return 0
     verb, rest = _verb(arguments)
     if verb not in VERBS:
-        return _fail(2, f"{verb!r} is neither a verb ({', '.join(VERBS)}) nor key=value; see python run.py --help")
-    from inference.checkpoint import CheckpointError
-    from inference.config import ConfigError
-    from inference.data import DataError
-    from inference.particles import StructureError
-    from inference.trainer import Diverged, Interrupted
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return _fail(2, f"{verb!r} is neither a verb ({', '.join(VERBS)}) nor key=value{hint}; see run.py --help")
+    from inference.signals import Interrupted, ignored, raised
 
     try:
-        return _dispatch(verb, rest)
+        with raised():
+            return _guarded(verb, rest)
+    except Interrupted as stop:
+        with ignored():
+            return _fail(128 + stop.signum, str(stop))
+
+
+def _guarded(verb: str, arguments: list[str]) -> int:
+    """Dispatch, with a message and a status for everything that can be expected to go wrong."""
+    from inference.signals import Interrupted, deferred
+
+    with deferred() as received:  # libraries half imported by an exception are left in no good order
+        from inference import experiment  # noqa: F401
+        from inference.checkpoint import CheckpointError
+        from inference.config import ConfigError
+        from inference.data import DataError
+        from inference.failures import out_of_memory
+        from inference.particles import StructureError
+        from inference.trainer import Diverged
+    if received:
+        raise Interrupted(received[0])
+    try:
+        return _dispatch(verb, arguments)
     except (ConfigError, DataError, StructureError) as error:
         return _fail(2, str(error))
     except (CheckpointError, Diverged) as error:
         return _fail(1, str(error))
-    except Interrupted as error:
-        return _fail(128 + error.signum, f"{error}. Continue with: python run.py resume RUN")
-    except KeyboardInterrupt:
-        return _fail(128 + signal.SIGINT, "stopped; python run.py resume RUN continues from the last checkpoint")
-    except MemoryError:
-        return _fail(1, "out of memory; try a smaller data.batch_size, or data.resident=no")
+    except BrokenPipeError:  # whoever read our output has had enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
         return _fail(1, f"{error.filename or 'a file'} cannot be read or written: {error.strerror or error}")
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        return _fail(1, "out of memory; try a smaller data.batch_size or smaller nets, or data.resident=no")
 
 
 def _verb(arguments: list[str]) -> tuple[str, list[str]]:
@@ -71,12 +93,14 @@ def _dispatch(verb: str, arguments: list[str]) -> int:
     from inference.console import Console
 
     if verb == "list":
+        if arguments:
+            raise ConfigError(f"list takes nothing, got {arguments[0]!r}")
         _list()
         return 0
     if verb == "train":
         experiment.train(load(arguments), Console())
         return 0
-    if not arguments or "=" in arguments[0]:
+    if not arguments or ("=" in arguments[0] and not Path(arguments[0]).is_dir()):
         raise ConfigError(f"{verb} needs the directory of a run: python run.py {verb} RUN")
     folder, options = Path(arguments[0]), arguments[1:]
     if verb == "evaluate":

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +19,28 @@ class CheckpointError(RuntimeError):
     """A checkpoint is missing, damaged or of another run; the message says which file and what to do."""
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Names the file in errors that do not, such as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 def write_atomically(path: Path, data: str | bytes) -> None:
     """Replace ``path`` by ``data``: readers see the old file or the new one, never a part of either."""
     temporary = path.with_name(f".{path.name}.partial")
     try:
-        with open(temporary, "wb") as file:
+        with naming(path), open(temporary, "wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError:
+    except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    _settle(path.parent)
 
 
 def save(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
@@ -39,13 +51,20 @@ def save(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> Non
     """
     folder.mkdir(parents=True, exist_ok=True)
     data = safetensors.torch.save({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()})
-    digest = hashlib.sha256(data).hexdigest()
-    name = f"tensors-{digest[:16]}.safetensors"
-    write_atomically(folder / name, data)
-    index = {"tensors": name, "sha256": digest, "state": state}
-    write_atomically(folder / _INDEX, json.dumps(index, indent=1))
+    digest = _digest(data, state)
+    path = folder / f"tensors-{digest[:16]}.safetensors"
+    already = path.exists()  # the very same state, saved twice
+    try:
+        write_atomically(path, data)
+        write_atomically(
+            folder / _INDEX, json.dumps({"tensors": path.name, "sha256": digest, "state": state}, indent=1)
+        )
+    except OSError:
+        if not already:
+            path.unlink(missing_ok=True)
+        raise
     for stale in [*folder.glob("tensors-*.safetensors"), *folder.glob(".*.partial")]:
-        if stale.name != name:
+        if stale != path:
             stale.unlink(missing_ok=True)
 
 
@@ -63,17 +82,33 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     index_path = folder / _INDEX
     try:
         index = json.loads(index_path.read_text())
-        path = folder / index["tensors"]
+        path, digest, state = folder / index["tensors"], index["sha256"], index["state"]
         data = path.read_bytes()
     except FileNotFoundError as error:
         raise CheckpointError(f"no checkpoint: {error.filename} does not exist") from None
     except (ValueError, KeyError, TypeError):
         raise CheckpointError(f"{index_path} is damaged: not the JSON that a run writes; train again") from None
-    if hashlib.sha256(data).hexdigest() != index["sha256"]:
+    if _digest(data, state) != digest:
         raise CheckpointError(
-            f"{path} is damaged: its {len(data):,} bytes are not those that were written; restore it or train again"
+            f"{path} is damaged: its {len(data):,} bytes and the state in {index_path.name} are not those that were "
+            "written; restore them or train again"
         )
-    return safetensors.torch.load(data), index["state"]
+    return safetensors.torch.load(data), state
+
+
+def _digest(data: bytes, state: Any) -> str:
+    digest = hashlib.sha256(data)
+    digest.update(json.dumps(state, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _settle(folder: Path) -> None:
+    """Have the folder's names on the disk before anything else changes: a power cut must not reorder them."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def rng_state() -> dict[str, Tensor]:

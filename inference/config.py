@@ -6,8 +6,9 @@ are imported, and whatever is not known is refused with what would be accepted.
 
 import difflib
 import importlib
+import inspect
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,19 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import OverrideType
 from hydra.errors import HydraException
 from hydra_zen import builds, instantiate
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from inference.catalog import CATALOG, DEFAULTS, Factory
-from inference.evaluate import EvaluationSettings
-from inference.trainer import TrainerSettings
+from inference.failures import one_line
+from inference.settings import Batching, Root
 
 # Constructor parameters that the assembler fills in and nobody has to state.
 STRUCTURAL: dict[str, tuple[str, ...]] = {
     "data": ("likelihood",),
     "model": ("event_shape", "prior", "likelihood"),
     "prior": ("event_shape", "context_shape"),
-    "likelihood": ("event_shape", "context_shape", "net", "levels"),
+    "likelihood": ("event_shape", "context_shape", "net", "levels", "outputs"),
     "guide": ("event_shape", "context_shape", "net", "model"),
     "encoder": ("in_shape", "out_shape"),
     "decoder": ("in_shape", "out_shape"),
@@ -40,47 +41,6 @@ EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
 class ConfigError(ValueError):
     """An option that cannot be; the message names it and what would be accepted."""
-
-
-@dataclass
-class Batching:
-    """How data reach the device.
-
-    Args:
-        batch_size: data in a batch.
-        resident: whether all raw rows lie on the device: auto, yes or no.
-        workers: processes that read ahead when they do not.
-    """
-
-    batch_size: int = 100
-    resident: str = "auto"
-    workers: int = 1
-
-
-@dataclass
-class RunSettings:
-    """Where a run is kept: ``dir``, by default a new folder under ``runs/``."""
-
-    dir: str | None = None
-
-
-@dataclass
-class Root:
-    """What is configured beside the parts.
-
-    Args:
-        seed: of initial values, batches, noise and evaluation.
-        device: auto (a GPU where there is one), cpu, cuda or cuda:1.
-        threads: of the CPU; one is fastest for small nets and for several runs at a time; 0 leaves it to torch.
-    """
-
-    seed: int = 0
-    device: str = "auto"
-    threads: int = 1
-    run: RunSettings = field(default_factory=RunSettings)
-    trainer: TrainerSettings = field(default_factory=TrainerSettings)
-    batching: Batching = field(default_factory=Batching)
-    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
 
 
 @dataclass(frozen=True)
@@ -105,9 +65,25 @@ class Config:
         _update(values, self.pending)
         return Config(words, values, self.asked, {})
 
+    def without(self, groups: Iterable[str]) -> "Config":
+        """The same less the groups that the parts in use have no place for."""
+        values = self.values.copy()
+        with open_dict(values):
+            for group in groups:
+                values.pop(group, None)
+        return Config({g: w for g, w in self.words.items() if g in values}, values, self.asked, self.pending)
+
     def factory(self, group: str) -> Factory:
-        """The part of a group with its options filled in; the structural arguments are still to come."""
-        return instantiate(self.values[group])
+        """The part of a group with its options filled in; the structural arguments are still to come.
+
+        Raises:
+            ConfigError: an option without a default was not given.
+        """
+        node = self.values[group]
+        for name in _names(node):
+            if OmegaConf.is_missing(node, name):
+                raise ConfigError(f"{group}={self.words[group]} needs {group}.{name}=VALUE, which has no default")
+        return instantiate(node)
 
     def section(self, name: str) -> Any:
         """One of the settings beside the parts, as the dataclass that defines it."""
@@ -148,7 +124,11 @@ def load(arguments: Iterable[str], recipe: Mapping[str, Any] | None = None) -> C
     waits = "likelihood" not in words
     pending = {key: flat.pop(key) for key in list(flat) if waits and key.startswith("likelihood.")}
     _update(values, flat)
-    return Config(words, values, frozenset(asked), pending)
+    config = Config(words, values, frozenset(asked), pending)
+    for section in ("trainer", "batching", "evaluation"):
+        config.section(section)
+    _check_root(values)
+    return config
 
 
 def read_recipe(name: str) -> dict[str, Any]:
@@ -159,8 +139,8 @@ def read_recipe(name: str) -> dict[str, Any]:
         raise ConfigError(f"experiment={name}: there is no such recipe; accepted: {known}, or a path to a .yaml file")
     try:
         recipe = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise ConfigError(f"{path} is not YAML") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {one_line(error)}") from None
     if not isinstance(recipe, dict):
         raise ConfigError(f"{path} is not a recipe: a mapping of groups and options is expected")
     return recipe
@@ -183,13 +163,15 @@ def _parse(argument: str) -> tuple[str, Any]:
         raise ConfigError(f"{argument!r}: write key=value; options are not added or removed")
     if override.is_sweep_override():
         raise ConfigError(f"{argument!r} names several values; a run takes one")
+    if override.value() == "":
+        raise ConfigError(f"{argument!r} has no value; write {override.key_or_group}=VALUE, or leave it out")
     return override.key_or_group, override.value()
 
 
 def _flatten(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """``{"guide": {"name": "diagonal", "x": 1}}`` to ``{"guide": "diagonal", "guide.x": 1}``."""
     flat: dict[str, Any] = {}
-    for key, value in recipe.items():
+    for key, value in ((str(key), value) for key, value in recipe.items()):
         if not isinstance(value, Mapping):
             flat[key] = value
             continue
@@ -207,7 +189,16 @@ def _data_by_path(flat: dict[str, Any]) -> None:
 
 def _node(group: str, word: str) -> Any:
     """The typed options of a part, from its constructor's signature."""
-    return builds(_find(group, word), populate_full_signature=True, zen_partial=True, zen_exclude=STRUCTURAL[group])
+    part = _find(group, word)
+    try:
+        parameters = inspect.signature(part).parameters.values()
+        needed = [
+            p.name for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+        ]
+        missing = {name: MISSING for name in needed if name not in STRUCTURAL[group]}
+        return builds(part, populate_full_signature=True, zen_partial=True, zen_exclude=STRUCTURAL[group], **missing)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{group}={word} is nothing that can be configured: {one_line(error)}") from None
 
 
 def _add_parts(values: DictConfig, words: Mapping[str, str]) -> None:
@@ -227,15 +218,32 @@ def _update(values: DictConfig, flat: Mapping[str, Any]) -> None:
         place = _place(key)
         section, _, name = place.rpartition(".")
         parent = OmegaConf.select(values, section) if section else values
-        known = _names(parent)
-        if name not in known:
-            _refuse(key, values, known)
-        if isinstance(parent[name], DictConfig):
-            raise ConfigError(f"{key} is a group of options; accepted: {_listed(key, _names(parent[name]))}")
+        if name not in _names(parent) or key.startswith("batching"):
+            raise ConfigError(_unknown(key, values))
+        if isinstance(parent._get_node(name), DictConfig):
+            raise ConfigError(f"{key} is a group of options; accepted: {', '.join(_keys(values, key))}")
+        _check_value(key, value, wants_list=isinstance(parent._get_node(name), ListConfig))
         try:
             OmegaConf.update(values, place, value)
         except OmegaConfBaseException as error:
             raise ConfigError(f"{key}={value}: {str(error).splitlines()[0]}") from None
+
+
+def _check_value(key: str, value: Any, wants_list: bool) -> None:
+    if wants_list and not isinstance(value, list | tuple):
+        raise ConfigError(f"{key}={value}: a list is expected, such as {key}=[{value}]")
+    for entry in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(entry, str) and ("${" in entry or entry == MISSING):
+            raise ConfigError(f"{key}={entry}: references are not followed; write the value itself")
+        if isinstance(entry, list | tuple) or (isinstance(entry, Mapping) and entry is not value):
+            raise ConfigError(f"{key}={value}: a list of plain values is expected")
+
+
+def _check_root(values: DictConfig) -> None:
+    try:
+        Root(seed=values.seed, device=values.device, threads=values.threads)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _place(key: str) -> str:
@@ -248,18 +256,24 @@ def _names(node: Any) -> list[str]:
     return [str(name) for name in node if not str(name).startswith("_")] if isinstance(node, DictConfig) else []
 
 
-def _listed(section: str, names: Iterable[str]) -> str:
-    return ", ".join(f"{section}.{name}" if section else name for name in names)
+def _keys(values: DictConfig, section: str) -> list[str]:
+    """The dotted names of the options of a section; of everything at the top for no section."""
+    if not section:
+        return [*CATALOG, *(name for name in _names(values) if name not in (*CATALOG, "batching"))]
+    names = _names(OmegaConf.select(values, section))
+    return [f"{section}.{name}" for name in (*names, *(Batching.__dataclass_fields__ if section == "data" else ()))]
 
 
-def _refuse(key: str, values: DictConfig, known: list[str]) -> None:
+def _unknown(key: str, values: DictConfig) -> str:
     section = key.rpartition(".")[0]
-    if section == "data":
-        known = [*known, *Batching.__dataclass_fields__]
-    if not known:  # not even the section exists
-        section, known = "", [*CATALOG, *(name for name in _names(values) if name not in (*CATALOG, "batching"))]
-    every = [f"{section}.{name}" if section else name for name in known]
-    raise ConfigError(f"unknown key {key!r}{_suggest(key, every)}; accepted: {', '.join(every)}")
+    if section in CATALOG or (section in _keys(values, "") and _keys(values, section)):
+        known = _keys(values, section)
+        accepted = ", ".join(known) or f"none, this {section} has no options"
+        near = _suggest(key.rpartition(".")[2], [option.rpartition(".")[2] for option in known])
+        return f"unknown key {key!r}{near}; accepted: {accepted}"
+    top = _keys(values, "")
+    every = [*top, *(option for name in top for option in _keys(values, name))]
+    return f"unknown key {key!r}{_suggest(key, every)}; accepted: {', '.join(top)}, and options of these"
 
 
 def _find(group: str, word: str) -> Factory:
@@ -271,9 +285,13 @@ def _find(group: str, word: str) -> Factory:
         raise ConfigError(f"{group}={word} is not known{_suggest(word, CATALOG[group])}; {accepted}")
     module, _, name = word.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{group}={word} cannot be imported ({error}); {accepted}") from None
+        part = getattr(importlib.import_module(module), name)
+    except Exception as error:  # whatever somebody else's module does when it is imported
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise ConfigError(f"{group}={word} cannot be imported ({reason}); {accepted}") from error
+    if not callable(part):
+        raise ConfigError(f"{group}={word} cannot be called to make a {group}; {accepted}")
+    return part
 
 
 def _suggest(word: str, known: Iterable[str]) -> str:

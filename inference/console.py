@@ -60,6 +60,10 @@ class Console:
             task = progress.add_task(name, total=None, note="")
             yield lambda done, total: progress.update(task, completed=done, total=total)
 
+    def say(self, line: str) -> None:
+        """A line on standard output."""
+        print(line, flush=True)
+
     def finished(self, folder: Path, summary: Mapping[str, Any]) -> None:
         """The result in three lines."""
         nll, stderr = summary["test/nll"], summary["test/nll_stderr"]

@@ -1,12 +1,9 @@
 """A run from configuration to report, and what can be done with its directory afterwards."""
 
-import fcntl
 import json
 import math
+import os
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +19,11 @@ from inference.data import Batches
 from inference.engine import SVI, SharedOptimizer
 from inference.evaluate import evaluate, evaluating, held_out, validation_scores
 from inference.export import import_arviz, write_posterior
+from inference.failures import one_line
+from inference.log import read_rows
 from inference.particles import generate
-from inference.trainer import Trainer, load_programs, read_rows
+from inference.rundir import choose_folder, expect_run, locked, make_folder, read_summary, refuse_used, resumable
+from inference.trainer import Trainer, load_programs
 
 VALIDATION_DATA = 1000  # validation data scored along the training
 
@@ -31,48 +31,60 @@ VALIDATION_DATA = 1000  # validation data scored along the training
 def train(config: Config, console: Console) -> Path:
     """Train, evaluate and report; returns the run's directory.
 
+    Nothing is written before everything that can be checked without a step has been.
+
     Raises:
         ConfigError: an option is bad, or ``run.dir`` holds a run already.
     """
+    folder = choose_folder(config)
     _set_threads(config)
     setup = assemble(config)
-    folder = _new_folder(setup.config)
-    with _locked(folder):
+    start_from_data(setup)
+    trainer = _trainer(setup, folder, console)
+    trainer.check()
+    trainer.folder = folder = make_folder(folder, asked=bool(config.values.run.dir))
+    with locked(folder), resumable(folder):
+        refuse_used(folder)  # once more, now that nobody else can start one
         recipe = setup.config.tree()
         recipe["run"]["dir"] = str(folder)
         write_atomically(folder / "config.yaml", yaml.safe_dump(recipe, sort_keys=False))
-        start_from_data(setup)
-        _fit_and_finish(setup, folder, console)
+        _fit_and_finish(setup, folder, trainer, console)
     return folder
 
 
 def resume(folder: Path, console: Console) -> Path:
     """Continue a run from its last checkpoint to its end, as if it had not stopped."""
     setup = _reopen(folder)
-    with _locked(folder):
-        _fit_and_finish(setup, folder, console, from_checkpoint=True)
+    with locked(folder), resumable(folder):
+        trainer = _trainer(setup, folder, console)
+        if checkpoint.exists(folder / "checkpoint"):
+            trainer.restore()
+        elif read_rows(folder / "metrics.jsonl"):
+            raise CheckpointError(f"{folder / 'checkpoint'} is gone, although the run was under way; train again")
+        else:  # stopped between its configuration and its first checkpoint
+            start_from_data(setup)
+        if _is_finished(folder, trainer):
+            console.say(f"finished  nothing is left to do in {folder}; its report is {folder / 'report.html'}")
+        else:
+            _fit_and_finish(setup, folder, trainer, console)
     return folder
 
 
 def reevaluate(folder: Path, arguments: list[str], console: Console) -> dict[str, Any]:
     """Score a run again, with other ``evaluation.*`` options if asked; returns and rewrites its summary."""
-    if other := [a for a in arguments if not a.startswith(("evaluation.", "device=", "threads="))]:
-        raise ConfigError(f"{other[0]}: evaluate takes evaluation.*, device and threads; the run is what it is")
+    _allow("evaluate", arguments, "evaluation.", "device=", "threads=")
     setup, trainer = _trained(folder, arguments)
-    with _locked(folder):
+    with locked(folder):
         return _finish(setup, folder, trainer, console)
 
 
 def report(folder: Path, console: Console) -> Path:
     """Draw a run's pictures and page again from its checkpoint and summary."""
-    path = folder / "summary.json"
-    if not path.is_file():
-        raise CheckpointError(
-            f"{folder} has no summary.json: the run is not finished. Try: python run.py resume {folder}"
-        )
+    expect_run(folder)
+    summary = read_summary(folder)
     setup, _ = _trained(folder, [])
-    with _locked(folder):
-        return _write_report(setup, folder, json.loads(path.read_text()))
+    with locked(folder):
+        return _write_report(setup, folder, summary)
 
 
 def sample(folder: Path, count: int, arguments: list[str]) -> Path:
@@ -83,38 +95,45 @@ def sample(folder: Path, count: int, arguments: list[str]) -> Path:
 
     if count < 1:
         raise ConfigError(f"the number of samples must be at least 1, got {count}")
+    _allow("sample", arguments, "seed=", "device=", "threads=")
     setup, _ = _trained(folder, arguments)
     with evaluating(setup.model, seed=setup.config.values.seed):
         like = torch.zeros(count, *setup.dataset.shape, device=setup.device)
         latents, p_x, x = generate(setup.model, like)
     buffer = io.BytesIO()
     arrays = {"mean": p_x.mean, "x": x, **{f"latent_{name}": z for name, z in latents.items()}}
-    np.savez_compressed(buffer, **{name: tensor.cpu().numpy() for name, tensor in arrays.items()})  # type: ignore[arg-type]
+    np.savez_compressed(buffer, **{name: tensor.cpu().numpy() for name, tensor in arrays.items()})
     write_atomically(folder / "samples.npz", buffer.getvalue())
     return folder / "samples.npz"
 
 
-def _fit_and_finish(setup: Setup, folder: Path, console: Console, from_checkpoint: bool = False) -> None:
-    trainer = _trainer(setup, folder, console)
-    if from_checkpoint and checkpoint.exists(folder / "checkpoint"):
-        trainer.restore()
-    elif from_checkpoint:  # stopped between its configuration and its first checkpoint
-        start_from_data(setup)
+def _fit_and_finish(setup: Setup, folder: Path, trainer: Trainer, console: Console) -> None:
     with console.training(setup.config.words, trainer):
         trainer.fit()
     _finish(setup, folder, trainer, console)
+
+
+def _is_finished(folder: Path, trainer: Trainer) -> bool:
+    """Whether summary, draws and page are there, in the order in which a run writes them, of its last step."""
+    files = [folder / name for name in ("summary.json", "posterior.nc", "report.html")]
+    if trainer.step < trainer.total_steps or not all(file.is_file() for file in files):
+        return False
+    times = [file.stat().st_mtime_ns for file in files]
+    try:
+        return times == sorted(times) and read_summary(folder)["train/steps"] == trainer.step
+    except (CheckpointError, KeyError):
+        return False
 
 
 def _trainer(setup: Setup, folder: Path, console: Console | None) -> Trainer:
     settings = setup.config.section("trainer")
     seed = setup.config.values.seed
     programs = torch.nn.ModuleList([setup.model, setup.guide])  # a shared parameter counts once
-    optimizer = SharedOptimizer(
-        programs.parameters(),
-        setup.config.factory("optimizer"),
-        settings.learning_rate,
-        settings.gradient_clip or None,
-    )
+    factory, clip = setup.config.factory("optimizer"), settings.gradient_clip or None
+    try:
+        optimizer = SharedOptimizer(programs.parameters(), factory, settings.learning_rate, clip)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"optimizer={setup.config.words['optimizer']}: {one_line(error)}") from None
     batches = Batches(setup.source("train"), setup.config.section("batching").batch_size, seed)
     valid, _ = held_out(setup.source("valid"), VALIDATION_DATA, seed)
     return Trainer(
@@ -187,12 +206,18 @@ def _about_setup(setup: Setup) -> dict[str, Any]:
     }
 
 
+def _allow(verb: str, arguments: list[str], *starts: str) -> None:
+    if other := [argument for argument in arguments if not argument.startswith(starts)]:
+        accepted = ", ".join(start.rstrip("=") + ("*" if start.endswith(".") else "") for start in starts)
+        raise ConfigError(f"{other[0]}: {verb} takes {accepted}; the rest of the run is what it is")
+
+
 def _reopen(folder: Path, arguments: list[str] | None = None) -> Setup:
-    path = folder / "config.yaml"
-    if not path.is_file():
-        raise CheckpointError(f"{folder} is not a run: it has no config.yaml")
-    recipe = read_recipe(str(path))
-    recipe.setdefault("run", {})["dir"] = str(folder)
+    expect_run(folder)
+    recipe = read_recipe(str(folder / "config.yaml"))
+    run = recipe.setdefault("run", {})
+    if isinstance(run, dict):
+        run["dir"] = str(folder)
     config = load(arguments or [], recipe)
     _set_threads(config)
     return assemble(config)
@@ -208,36 +233,9 @@ def _trained(folder: Path, arguments: list[str]) -> tuple[Setup, Trainer]:
     return setup, trainer
 
 
-def _new_folder(config: Config) -> Path:
-    asked = config.values.run.dir
-    words = f"{config.words['data']}-{config.words['guide']}-{config.words['objective']}".replace(".", "-")
-    folder = Path(asked) if asked else Path("runs") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{words}"
-    while not asked and folder.exists():
-        folder = folder.with_name(folder.name + "+")
-    if (folder / "config.yaml").exists():
-        raise ConfigError(f"run.dir={folder} holds a run already; continue it with resume, or choose another directory")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / ".lock", "")
-    except OSError as error:
-        raise ConfigError(f"run.dir={folder} cannot be written: {error.strerror}") from None
-    return folder
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keeps a second process out of a run's directory."""
-    with open(folder / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(f"{folder} is in use by another process") from None
-        yield
-
-
 def _set_threads(config: Config) -> None:
     if config.values.threads > 0:
-        torch.set_num_threads(config.values.threads)
+        torch.set_num_threads(min(config.values.threads, os.cpu_count() or 1))
 
 
 def _jsonable(summary: dict[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """The training loop: steps, schedules, log, validation, checkpoints, resume."""
 
-import json
-import signal
+import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,22 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from inference import checkpoint
-from inference.data import Batches
+from inference.data import Batches, DataError
 from inference.engine import SVI
-from inference.particles import first_non_finite_site, validation
+from inference.failures import one_line, out_of_memory
+from inference.log import append_row, drop_rows_after
+from inference.particles import StructureError, first_non_finite_site, validation
 from inference.schedules import SCHEDULES
+from inference.signals import Interrupted, deferred
+
+DEFAULT_STEPS = 15_000
 
 
 class Diverged(RuntimeError):
     """Training met a number that is not finite; the message names step and site."""
-
-
-class Interrupted(RuntimeError):
-    """A signal stopped the training after the step at hand; everything is saved."""
-
-    def __init__(self, signum: int, step: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name} after step {step:,}; the checkpoint is written")
-        self.signum = signum
 
 
 class Observer(Protocol):
@@ -48,7 +45,7 @@ class TrainerSettings:
 
     Args:
         epochs: passes over the training data.
-        steps: number of optimization steps; 0 leaves it to ``epochs``.
+        steps: number of optimization steps, if not told in epochs; without either, 15,000.
         learning_rate: step size at the start.
         schedule: how it changes: constant, linear, cosine or burda.
         gradient_clip: largest gradient norm per datum; 0 for no limit.
@@ -57,7 +54,7 @@ class TrainerSettings:
         checkpoint_seconds: seconds between checkpoints.
     """
 
-    epochs: int = 100
+    epochs: int = 0
     steps: int = 0
     learning_rate: float = 1e-3
     schedule: str = "constant"
@@ -69,12 +66,18 @@ class TrainerSettings:
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
             raise ValueError(f"trainer.schedule: {self.schedule!r} is not one of {', '.join(SCHEDULES)}")
-        for name in ("epochs", "log_every", "learning_rate"):
+        for name in ("log_every", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"trainer.{name}: {getattr(self, name)} is not above 0")
-        for name in ("steps", "gradient_clip", "validations", "checkpoint_seconds"):
+        for name in ("epochs", "steps", "gradient_clip", "validations", "checkpoint_seconds"):
             if not getattr(self, name) >= 0:
-                raise ValueError(f"trainer.{name}: {getattr(self, name)} is below 0")
+                raise ValueError(f"trainer.{name}: {getattr(self, name)} is not 0 or above")
+        if self.epochs and self.steps:
+            raise ValueError(
+                f"trainer.epochs={self.epochs} and trainer.steps={self.steps} contradict: give one of them"
+            )
+        if not math.isfinite(self.learning_rate):
+            raise ValueError(f"trainer.learning_rate: {self.learning_rate} is not finite")
 
 
 class Trainer:
@@ -102,9 +105,11 @@ class Trainer:
         self.validate, self.observers = validate, observers
         self.step = 0
         self.seconds = 0.0
-        self.total_steps = settings.steps or settings.epochs * len(batches)
+        self.total_steps = settings.steps or settings.epochs * len(batches) or DEFAULT_STEPS
         # bounds per datum since the last row of the log, kept on the device; zeros hold the places still to come
-        self.window = torch.zeros(settings.log_every, device=batches.source.device, dtype=torch.float64)
+        size = min(settings.log_every, self.total_steps)
+        self.window = torch.zeros(size, device=batches.source.device, dtype=torch.float64)
+        self._checked = False
         self._clock = time.monotonic()
         self._schedule = SCHEDULES[settings.schedule]
 
@@ -120,12 +125,12 @@ class Trainer:
             Diverged: a loss or a parameter was not finite; the last good checkpoint is kept.
             Interrupted: SIGTERM or SIGINT arrived; the step at hand was finished and a checkpoint written.
         """
-        _drop_rows_after(self.folder / "metrics.jsonl", self.step)
+        drop_rows_after(self.folder / "metrics.jsonl", self.step)
         if self.step == 0:
-            self._check_first_batch()
+            self.check()
             self.save()
         last_save = time.monotonic()
-        with _deferred_signals() as received, validation(False):
+        with deferred() as received, validation(False), _own_watch():
             self._clock = time.monotonic()
             while self.step < self.total_steps:
                 for x in self.batches:
@@ -135,10 +140,45 @@ class Trainer:
                         self.save()
                         last_save = self._clock = time.monotonic()
                     if received:
-                        raise Interrupted(received[0], self.step)
+                        raise Interrupted(received[0], f" after step {self.step:,}; the checkpoint is written")
                     if self.step >= self.total_steps:
                         break
         self.save()
+
+    def check(self) -> None:
+        """Score one batch under Pyro's argument checks, which cost a sync each and are off in the steps.
+
+        Raises:
+            StructureError: model, guide, objective and data do not fit, or parameters are where no checkpoint looks.
+            Diverged: the bound is not finite.
+        """
+        if self._checked:
+            return
+        self._checked = True
+        state = self.batches.state_dict()
+        x = next(iter(self.batches))
+        self.batches.load_state_dict(state)
+        with torch.random.fork_rng(), torch.no_grad(), _own_watch():
+            loss = self._checked_loss(x)
+        if names := list(pyro.get_param_store().keys()):
+            raise StructureError(
+                f"pyro.param sites {names[:3]} live in Pyro's global store, which checkpoints do not hold; "
+                "make them PyroParam attributes of a PyroModule"
+            )
+        if not math.isfinite(loss):
+            site = first_non_finite_site(self.svi.model, self.svi.guide, x) or "the bound"
+            raise Diverged(f"not finite before the first step: {site}; check the data's scale and the likelihood")
+
+    def _checked_loss(self, x: Tensor) -> float:
+        try:
+            with validation(True):
+                return float(self.svi.loss(self.svi.model, self.svi.guide, x))
+        except StructureError:
+            raise
+        except (ValueError, RuntimeError) as error:
+            if out_of_memory(error):
+                raise
+            raise StructureError(f"model and guide cannot score a batch: {one_line(error)}") from error
 
     def take_step(self, x: Tensor) -> None:
         """One optimization step on a batch, at the learning rate of the moment."""
@@ -164,6 +204,8 @@ class Trainer:
         state = {
             "step": self.step,
             "seconds": self.seconds,
+            "log_every": self.settings.log_every,
+            "optimizer": type(self.svi.optim.optimizer).__name__,
             "batches": {k: v for k, v in batches.items() if not isinstance(v, Tensor)},
         }
         checkpoint.save(self.folder / "checkpoint", tensors, state)
@@ -175,23 +217,31 @@ class Trainer:
             CheckpointError: it is missing, damaged, or its shapes are not those of this model and guide.
         """
         tensors, state = checkpoint.load(self.folder / "checkpoint")
+        self._check_origin(state)
         load_programs(tensors, self.programs)
         self.svi.optim.load_tensors(checkpoint.under("optimizer", tensors))
-        self.batches.load_state_dict({**state["batches"], **checkpoint.under("batches", tensors)})
-        self.window.copy_(tensors["window"])
+        try:
+            self.batches.load_state_dict({**state["batches"], **checkpoint.under("batches", tensors)})
+        except DataError as error:
+            raise checkpoint.CheckpointError(f"{error}; put back what was changed in config.yaml") from None
+        size = min(len(self.window), len(tensors["window"]))  # other than ours where the run was made longer
+        self.window[:size] = tensors["window"][:size]
         self.step, self.seconds = state["step"], state["seconds"]
         checkpoint.set_rng_state(checkpoint.under("rng", tensors))
 
-    def _check_first_batch(self) -> None:
-        """Score one batch under Pyro's argument checks, which cost a sync each and are off in the steps."""
-        state = self.batches.state_dict()
-        with torch.random.fork_rng(), validation(True), torch.no_grad():
-            self.svi.loss(self.svi.model, self.svi.guide, next(iter(self.batches)))
-        self.batches.load_state_dict(state)
-        if names := list(pyro.get_param_store().keys()):
-            raise ValueError(
-                f"pyro.param sites {names[:3]} live in Pyro's global store, which checkpoints do not hold; "
-                "make them PyroParam attributes of a PyroModule"
+    def _check_origin(self, state: dict[str, Any]) -> None:
+        """Refuse a checkpoint that this configuration cannot have written: to go on from it would say nothing."""
+        wanted = {"log_every": self.settings.log_every, "optimizer": type(self.svi.optim.optimizer).__name__}
+        for name, value in wanted.items():
+            if state[name] != value:
+                raise checkpoint.CheckpointError(
+                    f"the checkpoint is of a run with {name} {state[name]}, and its config.yaml now says {value}; "
+                    "put back what was changed"
+                )
+        if state["step"] > self.total_steps:
+            raise checkpoint.CheckpointError(
+                f"the checkpoint is at step {state['step']:,}, past the {self.total_steps:,} of config.yaml; "
+                "put back what was changed"
             )
 
     def _log(self) -> None:
@@ -217,8 +267,10 @@ class Trainer:
         }
         if validate and self.validate is not None:
             row.update(self.validate())
-        with open(self.folder / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(row) + "\n")
+        for name, value in row.items():
+            if not math.isfinite(value):
+                raise Diverged(f"not finite at step {self.step:,}: {name}. {self._advice()}")
+        append_row(self.folder / "metrics.jsonl", row)
         for observer in self.observers:
             observer.on_row(row)
         self._clock = time.monotonic()
@@ -232,24 +284,28 @@ class Trainer:
 
     def _divergence(self) -> Diverged:
         """Replay the steps since the last good checkpoint, which gives the same numbers, and look at each."""
-        folder = self.folder / "checkpoint"
-        if not checkpoint.exists(folder):
-            return Diverged("the bound is not finite before the first step; check the data's scale and the likelihood")
+        if not checkpoint.exists(self.folder / "checkpoint"):
+            return Diverged("not finite before the first step: a parameter; check the data's scale and the likelihood")
         last = self.step
         self.restore()
-        while self.step < last:
+        bad = None
+        while self.step < last and not bad:
             for x in self.batches:
-                rng = checkpoint.rng_state()
-                site = first_non_finite_site(self.svi.model, self.svi.guide, x)
-                checkpoint.set_rng_state(rng)
-                self.take_step(x)
-                bad = site or self._non_finite_parameter()
+                bad = self._replay(x)
                 if bad or self.step >= last:
                     break
-            if bad:
-                break
-        return Diverged(
-            f"not finite at step {self.step:,}: {bad or 'the bound'}. The last good checkpoint is kept in {folder}; "
+        return Diverged(f"not finite at step {self.step:,}: {bad or 'the bound'}. {self._advice()}")
+
+    def _replay(self, x: Tensor) -> str | None:
+        rng = checkpoint.rng_state()
+        site = first_non_finite_site(self.svi.model, self.svi.guide, x)
+        checkpoint.set_rng_state(rng)
+        self.take_step(x)
+        return site or self._non_finite_parameter()
+
+    def _advice(self) -> str:
+        return (
+            f"The last good checkpoint is kept in {self.folder / 'checkpoint'}; "
             "try a smaller trainer.learning_rate or trainer.gradient_clip=1"
         )
 
@@ -275,39 +331,9 @@ def load_programs(tensors: dict[str, Tensor], programs: dict[str, nn.Module]) ->
             raise checkpoint.CheckpointError(f"the checkpoint is not of this {name}: {first}") from None
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a ``metrics.jsonl``; a last line cut short by a crash is left out."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
-
-
-def _drop_rows_after(path: Path, step: int) -> None:
-    kept = [row for row in read_rows(path) if row["step"] <= step]
-    checkpoint.write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
-
-
 @contextmanager
-def _deferred_signals() -> Iterator[list[int]]:
-    """Collects SIGTERM and SIGINT instead of dying of them; a second SIGINT interrupts at once."""
-    received: list[int] = []
-
-    def handle(signum: int, frame: Any) -> None:
-        if received and signum == signal.SIGINT:
-            raise KeyboardInterrupt
-        received.append(signum)
-
-    try:
-        previous = {s: signal.signal(s, handle) for s in (signal.SIGTERM, signal.SIGINT)}
-    except ValueError:  # not in the main thread, where signals do not arrive either
-        yield received
-        return
-    try:
-        yield received
-    finally:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)
+def _own_watch() -> Iterator[None]:
+    """Without Pyro's warnings of NaN: the trainer watches for itself, and stops."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Encountered ", UserWarning)
+        yield

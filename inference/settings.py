@@ -1,0 +1,63 @@
+"""What is configured beside the parts: settings, each checked where it is defined."""
+
+from dataclasses import dataclass, field
+
+from inference.evaluate import EvaluationSettings
+from inference.trainer import TrainerSettings
+
+MAX_THREADS = 1024  # torch takes any number and dies of too many
+
+
+@dataclass
+class Batching:
+    """How data reach the device.
+
+    Args:
+        batch_size: data in a batch.
+        resident: whether all raw rows lie on the device: auto, yes or no.
+        workers: processes that read ahead when they do not.
+    """
+
+    batch_size: int = 100
+    resident: str = "auto"
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"data.batch_size: {self.batch_size} is below 1")
+        if self.workers < 0:
+            raise ValueError(f"data.workers: {self.workers} is below 0; 0 reads in the training's own process")
+        if self.resident not in ("auto", "yes", "no"):
+            raise ValueError(f"data.resident: {self.resident!r} is not one of auto, yes, no")
+
+
+@dataclass
+class RunSettings:
+    """Where a run is kept: ``dir``, by default a new folder under ``runs/``."""
+
+    dir: str | None = None
+
+
+@dataclass
+class Root:
+    """What is configured beside the parts.
+
+    Args:
+        seed: of initial values, batches, noise and evaluation.
+        device: auto (a GPU where there is one), cpu, cuda or cuda:1.
+        threads: of the CPU; one is fastest for small nets and for several runs at a time; 0 leaves it to torch.
+    """
+
+    seed: int = 0
+    device: str = "auto"
+    threads: int = 1
+    run: RunSettings = field(default_factory=RunSettings)
+    trainer: TrainerSettings = field(default_factory=TrainerSettings)
+    batching: Batching = field(default_factory=Batching)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed: {self.seed} is not between 0 and 2^63 - 1")
+        if not 0 <= self.threads <= MAX_THREADS:
+            raise ValueError(f"threads: {self.threads} is not between 0, which leaves it to torch, and {MAX_THREADS}")
