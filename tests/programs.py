@@ -123,6 +123,9 @@ class Frozen(dist.Normal):
         super().__init__(loc, log_scale.exp())
         self.noise = noise
 
+    def expand(self, batch_shape, _instance=None):
+        return Frozen(*(t.expand(batch_shape) for t in (self.loc, self.scale.log(), self.noise)))
+
     def rsample(self, sample_shape=()):
         return self.loc + self.scale * self.noise
 
