@@ -1,14 +1,13 @@
 """The page of a run: settings, numbers with their meanings, pictures. One file, nothing fetched, nothing executed."""
 
 import base64
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
+from inference.checkpoint import write_atomically
 from inference.decomposition import decompose
 from inference.figures import Figure
 
@@ -77,25 +76,19 @@ def write_report(
     Returns:
         the path of the page.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["readable"] = format_value
-    page = environment.get_template("report.html.j2").render(
+    page = render(
+        "report.html.j2",
         title=_title(summary),
         parts=[(name, summary[name]) for name in ("guide", "prior", "likelihood", "objective") if summary.get(name)],
         data_description=data_description,
         decomposition=decompose(summary),
         tables=_tables(summary),
-        figures=[(figure, *_embedded(figure.path)) for figure in figures],
+        figures=[(figure, *embedded(figure.path)) for figure in figures],
         config_yaml=config_yaml,
     )
     path = Path(run_dir) / "report.html"
-    _write_at_once(path, page)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, page)
     return path
 
 
@@ -134,25 +127,23 @@ def format_value(value: Any) -> str:
     return text.replace(",", "\u2009").replace("-", "−")
 
 
-def _embedded(path: Path) -> tuple[str, int, int]:
+def render(template: str, **values: Any) -> str:
+    """A page from one of the templates beside this file; everything filled in is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["readable"] = format_value
+    return environment.get_template(template).render(**values)
+
+
+def embedded(path: Path) -> tuple[str, int, int]:
     """A PNG as a data address, with the width and height that it takes on the page: two pixels make one of CSS."""
     content = Path(path).read_bytes()
     if content[:8] != b"\x89PNG\r\n\x1a\n":
         raise ValueError(f"{path} is not a PNG, the only kind of picture that a report embeds")
     width, height = (int.from_bytes(content[start : start + 4], "big") for start in (16, 20))  # IHDR
     return "data:image/png;base64," + base64.b64encode(content).decode("ascii"), width // 2, height // 2
-
-
-def _write_at_once(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)  # mkstemp makes files that only their owner can read
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

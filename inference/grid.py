@@ -1,0 +1,101 @@
+"""Grids of runs: every combination of several words, each a run of its own, in one table."""
+
+import itertools
+import json
+import multiprocessing
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from inference.checkpoint import write_atomically
+from inference.config import ConfigError, load
+from inference.console import Console, Quiet
+from inference.table import Table, over_seeds
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a grid: what was varied, and the whole list of arguments."""
+
+    labels: dict[str, str]
+    arguments: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """A folder name that tells the run from its neighbours."""
+        words = ",".join(f"{key}={value}" for key, value in self.labels.items()) or "run"
+        return "".join(c if c.isalnum() or c in "=,.-_+" else "_" for c in words)
+
+
+def expand(arguments: Sequence[str]) -> list[Point]:
+    """Every combination of the values in ``key=a,b`` and ``key=range(0,3)`` (Hydra's sweep grammar)."""
+    axes: list[list[tuple[str, str, bool]]] = []
+    for argument in arguments:
+        try:
+            override = OverridesParser.create().parse_override(argument)
+        except HydraException:
+            raise ConfigError(f"{argument!r} is not key=value or key=value,value") from None
+        key = override.key_or_group
+        if override.is_sweep_override():
+            axes.append([(key, str(value), True) for value in override.sweep_string_iterator()])
+        else:
+            axes.append([(key, argument.partition("=")[2], False)])
+    return [
+        Point({k: v for k, v, varied in combination if varied}, tuple(f"{k}={v}" for k, v, _ in combination))
+        for combination in itertools.product(*axes)
+    ]
+
+
+def run_grid(points: Sequence[Point], folder: Path, console: Console, jobs: int = 0) -> tuple[Table, list[dict]]:
+    """Train every point in a folder of its own and collect the results.
+
+    A run that is finished already is read, not trained again; one that was interrupted goes on. A run that fails is
+    recorded with its error, and the others go on.
+
+    Args:
+        points: the runs.
+        folder: where they are kept, and ``table.csv``, ``table.json`` and ``runs.json`` are written.
+        console: who is told.
+        jobs: how many run at a time, each in a process of its own; 0 for one per CPU core.
+
+    Returns:
+        The table of means and standard errors over seeds, and the results one by one.
+    """
+    for point in points:
+        load(point.arguments)  # a bad option is found before anything is trained
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs = min(jobs or os.cpu_count() or 1, len(points))
+    results: list[dict[str, Any]] = [{} for _ in points]
+    context = multiprocessing.get_context("spawn")
+    with console.stage(f"{len(points)} runs, {jobs} at a time") as progress, ProcessPoolExecutor(jobs, context) as pool:
+        futures = {pool.submit(run_point, point, folder / point.name): i for i, point in enumerate(points)}
+        for done, future in enumerate(as_completed(futures), start=1):
+            results[futures[future]] = future.result()
+            progress(done, len(points))
+    labels = list(dict.fromkeys(key for point in points for key in point.labels))
+    table = over_seeds(results, labels)
+    write_atomically(folder / "runs.json", json.dumps(results, indent=1) + "\n")
+    write_atomically(folder / "table.csv", table.to_csv())
+    write_atomically(folder / "table.json", table.to_json())
+    return table, results
+
+
+def run_point(point: Point, folder: Path) -> dict[str, Any]:
+    """One run of a grid, from wherever it is to its summary; what was varied is among the keys."""
+    from inference import experiment
+
+    summary_path = folder / "summary.json"
+    try:
+        if not (folder / "config.yaml").exists():
+            experiment.train(load([*point.arguments, f"run.dir={json.dumps(str(folder))}"]), Quiet())
+        elif not summary_path.exists():
+            experiment.resume(folder, Quiet())
+        return {**point.labels, "run": point.name, **json.loads(summary_path.read_text())}
+    except Exception as error:  # one bad run must not cost the others theirs
+        return {**point.labels, "run": point.name, "error": f"{type(error).__name__}: {error}"}
