@@ -124,7 +124,8 @@ def pareto_khat(log_weights: np.ndarray) -> np.ndarray:
     spread = np.ptp(log_weights, axis=1)
     has_tail = spread > 1e-12 * np.abs(log_weights).max(axis=1)  # equal but for rounding is equal
     if log_weights.shape[1] >= 25 and has_tail.any():
-        khat[has_tail] = import_arviz().psislw(log_weights[has_tail])[1]
+        with np.errstate(over="ignore"):  # where an overflow is what leads to the right limit
+            khat[has_tail] = import_arviz().psislw(log_weights[has_tail])[1]
     return khat
 
 

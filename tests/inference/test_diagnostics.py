@@ -1,0 +1,335 @@
+"""ELBO surgery, active units and divergences by dimension against tables, quadrature and hand values."""
+
+import math
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from scipy.special import logsumexp
+from scipy.stats import norm
+
+from guides.amortized import Amortized
+from guides.exact import ExactPosterior
+from guides.gaussian import DiagonalNormal, Unconditional
+from inference.diagnostics import active_units, elbo_terms, kl_per_dimension, posterior_means, surgery
+from inference.particles import cross_log_q, particles
+from models.latent import LatentVariableModel
+from models.likelihoods import FixedGaussian
+from models.nets import Linear
+from models.ppca import PPCA
+from models.priors import StandardNormal
+from tests import brute_force, oracles
+from tests.programs import HierarchicalGuide, HierarchicalModel, TableGuide, TableModel, at
+
+
+def gaussian_pair(loc, scale):
+    """One scalar datum per posterior N(loc_i, scale_i^2), which its guide finds by the datum itself."""
+    table = {float(i): (m, s) for i, (m, s) in enumerate(zip(loc, scale, strict=True))}
+
+    def guide(x):
+        m, s = torch.tensor([table[v] for v in x[:, 0].tolist()]).T
+        with pyro.plate("data", x.shape[0], dim=-1):
+            pyro.sample("z", dist.Normal(m.unsqueeze(-1), s.unsqueeze(-1)).to_event(1))
+
+    model = LatentVariableModel(StandardNormal((1,)), FixedGaussian((1,), (1,), Linear))
+    return model, guide, torch.arange(len(loc)).double().unsqueeze(-1)
+
+
+def mean_and_error(values):
+    values = np.array(values)
+    return values.mean(0), values.std(0, ddof=1) / math.sqrt(len(values))
+
+
+# --- the identities on exact numbers -----------------------------------------------------------------------------
+
+
+@pytest.mark.row("4.24", "4.25", "0.14")
+def test_surgery_of_tables_is_exact():
+    oracle, n = oracles.tiny_discrete_vae(), 64
+    q = oracles.random_tables(n, 8)
+    kl, information, marginal = brute_force.table_surgery(q, oracle.prior)
+    assert abs(kl - information - marginal) < 1e-12
+    assert 0 < information < math.log(n)
+    # The program's densities give the same numbers: every state under every datum's posterior, exactly.
+    model, guide, x = TableModel(oracle), TableGuide(q), torch.tensor(oracle.data())
+    log_q = cross_log_q(guide, {"z": torch.arange(8)}, x).detach().numpy().T  # (n, 8)
+    assert np.allclose(np.exp(log_q), q, atol=1e-12)
+    states = torch.arange(8).unsqueeze(1).expand(8, n)
+    log_prior = particles(model, at(guide, z=states), x, 8).log_prior[:, 0].detach().numpy()
+    found = brute_force.table_surgery(np.exp(log_q), np.exp(log_prior))
+    assert np.allclose(found, (kl, information, marginal), atol=1e-10)
+
+
+@pytest.mark.row("4.24", "4.25")
+def test_quadrature_of_gaussian_surgery_adds_up():
+    rng = np.random.default_rng(0)
+    loc, scale = rng.normal(size=12), rng.uniform(0.2, 0.8, size=12)
+    kl, information, marginal = brute_force.scalar_surgery(loc, scale)
+    assert abs(kl - information - marginal) < 1e-10
+    closed = np.mean([oracles.gaussian_kl(np.array([m]), np.array([[s**2]])) for m, s in zip(loc, scale, strict=True)])
+    assert abs(kl - closed) < 1e-6
+    assert 0 < information < math.log(12)
+
+
+# --- the estimator -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.row("4.24", "4.25", "4.26")
+@pytest.mark.parametrize("chunk", [5, 256])
+def test_the_estimator_is_unbiased_for_gaussian_posteriors(chunk):
+    rng = np.random.default_rng(0)
+    loc, scale = rng.normal(size=12), rng.uniform(0.2, 0.8, size=12)
+    kl, information, marginal = brute_force.scalar_surgery(loc, scale)
+    model, guide, x = gaussian_pair(loc, scale)
+    runs = [surgery(model, guide, x, chunk) for _ in range(400)]
+    assert all(abs(run.kl - run.mutual_information - run.marginal_kl) < 1e-12 for run in runs)
+    assert all(0 <= run.mutual_information <= math.log(12) for run in runs)
+    assert all(abs(run.kl - kl) < 1e-6 for run in runs)  # in closed form
+    assert runs[0].num_data == 12
+    mean, error = mean_and_error([run.mutual_information for run in runs])
+    assert abs(mean - marginal) > 5 * error
+    assert abs(mean - information) < 5 * error
+    mean, error = mean_and_error([run.marginal_kl for run in runs])
+    assert abs(mean - marginal) < 5 * error
+
+
+@pytest.mark.row("4.24")
+def test_the_estimator_is_unbiased_for_tables():
+    oracle, q = oracles.tiny_discrete_vae(), oracles.random_tables(64, 8)
+    kl, information, marginal = brute_force.table_surgery(q, oracle.prior)
+    model, guide, x = TableModel(oracle), TableGuide(q), torch.tensor(oracle.data())
+    with torch.no_grad():
+        runs = [surgery(model, guide, x) for _ in range(300)]
+    assert abs(runs[0].kl - kl) < 1e-10
+    mean, error = mean_and_error([run.mutual_information for run in runs])
+    assert abs(mean - marginal) > 5 * error
+    assert abs(mean - information) < 5 * error
+
+
+@pytest.mark.row("4.25")
+def test_information_is_at_most_the_logarithm_of_the_number_of_data():
+    model, guide, x = gaussian_pair(100.0 * np.arange(9), np.full(9, 0.1))  # posteriors that never overlap
+    assert surgery(model, guide, x).mutual_information == pytest.approx(math.log(9), abs=1e-12)
+
+
+@pytest.mark.row("0.14")
+def test_the_aggregated_posterior_is_the_mixture_of_all_posteriors():
+    rng = np.random.default_rng(1)
+    loc, scale, z = rng.normal(size=7), rng.uniform(0.2, 0.8, size=7), np.linspace(-3, 3, 11)
+    _, guide, x = gaussian_pair(loc, scale)
+    log_q = cross_log_q(guide, {"z": torch.tensor(z).unsqueeze(-1)}, x)
+    aggregate = (log_q.logsumexp(1) - math.log(7)).numpy()
+    assert np.allclose(aggregate, logsumexp(norm.logpdf(z[:, None], loc, scale), axis=1) - math.log(7), atol=1e-12)
+
+
+@pytest.mark.row("4.26")
+def test_the_three_parts_make_up_the_bound_and_the_prior_moves_only_the_third():
+    oracle, q = oracles.tiny_discrete_vae(), oracles.random_tables(64, 8)
+    x = torch.tensor(oracle.data())
+    found = []
+    for prior in (oracle.prior, oracles.random_tables(1, 8, seed=9)[0]):
+        model, guide = TableModel(oracle._replace(prior=prior)), TableGuide(q)
+        pyro.set_rng_seed(0)
+        with torch.no_grad():
+            parts = surgery(model, guide, x)
+            states = torch.arange(8).unsqueeze(1).expand(8, 64)
+            draws = particles(model, at(guide, z=states), x, 8)
+        reconstruction = (draws.log_q.exp() * draws.log_likelihood).sum(0).mean().item()
+        elbo = oracle._replace(prior=prior).elbo(oracle.data(), q).mean()
+        assert abs(reconstruction - parts.mutual_information - parts.marginal_kl - elbo) < 1e-6
+        found.append((reconstruction, parts))
+    (first, one), (second, other) = found
+    assert first == second
+    assert one.mutual_information == other.mutual_information
+    assert abs(one.marginal_kl - other.marginal_kl) > 0.1
+
+
+# --- posterior collapse ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.row("1.20", "3.19", "5.8")
+def test_a_constructed_collapse_and_its_control():
+    x = torch.randn(50, 3)
+    blind = LatentVariableModel(StandardNormal((2,)), FixedGaussian((3,), (2,), Linear))
+    with torch.no_grad():
+        blind.likelihood.net.output.weight.zero_()
+    collapsed = Amortized(Unconditional((2,), (3,)))
+    parts = surgery(blind, collapsed, x)
+    assert abs(parts.mutual_information) < 1e-12
+    assert abs(parts.kl) < 1e-12
+    assert abs(parts.marginal_kl) < 1e-12
+    assert active_units(collapsed, x) == 0
+    assert torch.equal(kl_per_dimension(blind, collapsed, x), torch.zeros(2))
+    seeing = PPCA((3,), 2)
+    with torch.no_grad():
+        seeing.likelihood.weight.copy_(torch.eye(3, 2))
+        seeing.likelihood.log_scale.fill_(-1.0)
+    exact = Amortized(ExactPosterior(seeing))
+    parts = surgery(seeing, exact, x)
+    assert parts.mutual_information > 1
+    assert parts.kl > 1
+    assert active_units(exact, x) == 2
+
+
+@pytest.mark.row("1.20")
+def test_a_blind_guide_away_from_the_prior_has_marginal_kl_alone():
+    model = LatentVariableModel(StandardNormal((2,)), FixedGaussian((3,), (2,), Linear))
+    core = Unconditional((2,), (3,))
+    with torch.no_grad():
+        core.loc.copy_(torch.tensor([1.0, -2.0]))
+        core.log_scale.copy_(torch.tensor([0.3, -0.7]))
+    parts = surgery(model, Amortized(core), torch.randn(30, 3))
+    expected = oracles.diagonal_kl(np.array([1.0, -2.0]), np.exp([0.3, -0.7]))
+    assert abs(parts.mutual_information) < 1e-12
+    assert abs(parts.marginal_kl - expected) < 1e-10
+
+
+def linear_guide(weight, log_scale=-1.0):
+    core = DiagonalNormal((3,), (2,), Linear)
+    with torch.no_grad():
+        core.net.output.weight.zero_()
+        core.net.output.weight[:3].copy_(weight)
+        core.net.output.bias[3:].fill_(log_scale)
+    return Amortized(core)
+
+
+@pytest.mark.row("1.20")
+def test_active_units_by_hand():
+    x = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])  # each column has variance 2/3
+    weight = torch.tensor([[1.0, 0.0], [0.0, 0.1], [0.13, 0.0]])  # means with variances 0.667, 0.00667 and 0.01127
+    guide = linear_guide(weight)
+    assert torch.allclose(posterior_means(guide, x), x @ weight.T, atol=1e-12)
+    assert active_units(guide, x) == 2
+    assert active_units(guide, x, threshold=0.005) == 3
+    assert active_units(guide, x, threshold=0.1) == 1
+    assert active_units(guide, x[:1]) == 0  # of one datum nothing varies
+
+
+def flow_guide(weight):
+    """A normal seen through a transform: as any flow, it can be drawn from and scored, and knows no mean."""
+
+    def guide(x):
+        with pyro.plate("data", x.shape[0], dim=-1):
+            seen_through = [dist.transforms.AffineTransform(0.0, 1.0)]
+            pyro.sample("z", dist.TransformedDistribution(dist.Normal(x @ weight.T, 1.0), seen_through).to_event(1))
+
+    return guide
+
+
+@pytest.mark.row("1.20")
+def test_means_estimated_from_draws_do_not_make_units_active():
+    """An average over 64 draws of N(0, 1) varies by 1/64 from datum to datum, more than the threshold."""
+    x, weight = torch.randn(500, 2), torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 0.3]])
+    guide = flow_guide(weight)
+    means = posterior_means(guide, x)
+    assert means.shape == (500, 3)
+    assert means[:, 1].var() > 0.01
+    assert active_units(guide, x) == 2
+    assert active_units(flow_guide(torch.zeros(3, 2)), x) == 0
+    assert (means - x @ weight.T).abs().max() < 5 / 8
+
+
+@pytest.mark.row("1.20")
+def test_latents_below_a_collapsed_one_are_not_active_by_its_noise():
+    def guide(x):
+        with pyro.plate("data", x.shape[0], dim=-1):
+            top = pyro.sample("top", dist.Normal(torch.zeros(x.shape[0], 1), 1.0).to_event(1))
+            bottom = torch.cat([top, x[:, :1]], -1)
+            pyro.sample("bottom", dist.Normal(bottom, 0.1).to_event(1))
+
+    x = torch.randn(500, 2)
+    means = posterior_means(guide, x)
+    assert means.shape == (500, 3)
+    assert torch.equal(means[:, 0], torch.zeros(500))
+    assert means[:, 1].var() > 0.01  # chance alone
+    assert torch.allclose(means[:, 2], x[:, 0], atol=1e-12)
+    assert active_units(guide, x) == 1
+
+
+def test_of_a_categorical_the_probabilities_are_the_means():
+    q = oracles.random_tables(64, 8)
+    x = torch.tensor(oracles.tiny_discrete_vae().data())
+    assert np.allclose(posterior_means(TableGuide(q), x).detach(), q, atol=1e-12)
+    assert active_units(TableGuide(q), x) == int((q.var(0, ddof=1) > 0.01).sum())
+    assert active_units(TableGuide(np.full((64, 8), 1 / 8)), x) == 0
+
+
+# --- the bound's terms -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.row("0.8", "1.15")
+def test_terms_of_the_bound_against_the_closed_form():
+    model, x = PPCA((2,), 3), torch.randn(5, 2)
+    with torch.no_grad():
+        model.likelihood.weight.copy_(torch.randn(2, 3))
+    weight = torch.randn(3, 2)
+    terms = elbo_terms(model, linear_guide(weight), x, num_samples=20_000)
+    assert terms.kl_estimator == "closed form"
+    covariance = math.exp(-2.0) * np.eye(3)
+    kl = [oracles.gaussian_kl(m, covariance) for m in (x @ weight.T).numpy()]
+    assert np.allclose(terms.kl.detach(), kl, atol=1e-10)
+    p = model.likelihood
+    oracle = oracles.LinearModel(p.weight.detach().numpy(), p.loc.detach().numpy(), p.scale.item())
+    elbo = oracles.ppca_elbo(x.numpy(), oracle, (x @ weight.T).numpy(), covariance)
+    assert np.allclose(terms.elbo.detach(), elbo, atol=0.1)
+    assert not np.allclose(elbo + kl, elbo, atol=0.1)
+    assert torch.equal(terms.elbo, terms.reconstruction - terms.kl)
+
+
+def test_terms_without_closed_form_say_so():
+    model = LatentVariableModel(StandardNormal((3,)), FixedGaussian((2,), (3,), Linear))
+    x = torch.randn(4, 2)
+    with torch.no_grad():
+        terms = elbo_terms(model, flow_guide(torch.zeros(3, 2)), x, 1000)
+    assert terms.kl_estimator == "Monte Carlo"
+    assert terms.kl.abs().max() < 1e-10  # q is the prior: every log-ratio is zero
+
+
+def test_terms_of_programs_with_nested_plates():
+    def model(x):
+        with pyro.plate("data", x.shape[0], dim=-1):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            with pyro.plate("pixels", 3, dim=-2):
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x.T)
+
+    def guide(x):
+        with pyro.plate("data", x.shape[0], dim=-1):
+            pyro.sample("z", dist.Normal(x.mean(1), 0.5))
+
+    x = torch.randn(6, 3)
+    terms = elbo_terms(model, guide, x, 50_000)
+    expected = norm.logpdf(x, x.mean(1, keepdim=True)).sum(1) - 3 * 0.25 / 2
+    assert np.allclose(terms.reconstruction, expected, atol=0.05)
+
+
+@pytest.mark.row("0.8")
+def test_divergences_by_dimension_add_up():
+    model = LatentVariableModel(StandardNormal((3,)), FixedGaussian((2,), (3,), Linear))
+    x, weight = torch.randn(7, 2), torch.randn(3, 2)
+    parts = kl_per_dimension(model, linear_guide(weight), x)
+    assert parts.shape == (3,)
+    means, variance = (x @ weight.T).numpy(), math.exp(-2.0)
+    by_hand = 0.5 * (variance + means**2 - 1 - math.log(variance)).mean(0)
+    assert np.allclose(parts.detach(), by_hand, atol=1e-12)
+    assert abs(parts.sum() - elbo_terms(model, linear_guide(weight), x).kl.mean()) < 1e-10
+
+
+def test_divergences_by_dimension_of_a_hierarchy_add_up():
+    model, guide, x = HierarchicalModel(), HierarchicalGuide(), torch.randn(7, 5)
+    pyro.set_rng_seed(1)
+    parts = kl_per_dimension(model, guide, x)
+    pyro.set_rng_seed(1)
+    whole = particles(model, guide, x).analytic_kl().mean()
+    assert parts.shape == (5,)
+    assert abs(parts.sum() - whole) < 1e-10
+
+
+def test_divergences_that_do_not_split_are_not_split():
+    model = PPCA((3,), 2)
+    assert kl_per_dimension(model, Amortized(ExactPosterior(model)), torch.randn(4, 3)) is None
+    upwards = HierarchicalGuide(upwards=True)  # each KL has a closed form, but their sum is not the KL
+    assert kl_per_dimension(HierarchicalModel(), upwards, torch.randn(4, 5)) is None
+    three = LatentVariableModel(StandardNormal((3,)), FixedGaussian((2,), (3,), Linear))
+    assert kl_per_dimension(three, flow_guide(torch.zeros(3, 2)), torch.randn(4, 2)) is None
