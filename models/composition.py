@@ -37,8 +37,8 @@ class Erlang(Elementwise):
 
     def expand(self, batch_shape: torch.Size, _instance: Any = None) -> "Erlang":
         new = super().expand(batch_shape, _instance)
-        new.order = self.order  # type: ignore[attr-defined]
-        return new  # type: ignore[return-value]
+        new.order = self.order
+        return new
 
     @property
     def mean(self) -> Tensor:
@@ -57,16 +57,3 @@ class Erlang(Elementwise):
 
     def log_density(self, value: Tensor) -> Tensor:
         return dist.Gamma(torch.full_like(self.rate, self.order), self.rate, validate_args=False).log_prob(value)
-
-
-class OpenBeta(dist.Beta):
-    """The beta distribution, a ratio of gammas, whose draws keep a rounding error's distance from 0 and 1.
-
-    A draw that rounds to an end, as in single precision one in a few does for small concentrations, would have an
-    infinite density.
-    """
-
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
-        z = super().rsample(sample_shape)
-        info = torch.finfo(z.dtype)
-        return z.clamp(info.tiny, 1 - info.eps / 2)

@@ -18,9 +18,9 @@ from pyro.distributions import constraints
 from torch import Tensor, nn
 from torch.distributions import transform_to
 
-from models.composition import Erlang, OpenBeta
+from models.composition import Erlang
 from models.conditional import Conditional
-from models.inverse_cdf import Gompertz, Logistic, Pareto, Rayleigh, Reciprocal
+from models.inverse_cdf import Cauchy, Gompertz, Logistic, Pareto, Rayleigh, Reciprocal
 from models.location_scale import Elliptical, Triangular, uniform
 from models.nets import stacked_shape
 
@@ -75,7 +75,7 @@ class Family:
         return torch.Size((sum(math.prod(shape) for shape in shapes.values()),))
 
     def distribution(self, output: Tensor, event_shape: Sequence[int]) -> dist.TorchDistribution:
-        """The member whose unconstrained parameters are ``output``, ``(*batch, *output_shape)``; the event is a draw."""
+        """The member with unconstrained parameters ``output``, ``(*batch, *output_shape)``; one draw is its event."""
         shapes = self.shapes(event_shape)
         flat = output.flatten(-len(self.output_shape(event_shape)))  # (*batch, all parameters)
         parts = flat.split([math.prod(shape) for shape in shapes.values()], dim=-1)
@@ -98,7 +98,7 @@ _loc_scale = {"loc": _real, "scale": _positive}
 # and each estimate of it finite.
 FAMILIES: dict[str, Family] = {
     "exponential": Family(dist.Exponential, {"rate": _positive}, (INVERSE_CDF,), "positive"),
-    "cauchy": Family(dist.Cauchy, _loc_scale, (INVERSE_CDF,)),
+    "cauchy": Family(Cauchy, _loc_scale, (INVERSE_CDF,)),
     "logistic": Family(Logistic, _loc_scale, (INVERSE_CDF, LOCATION_SCALE)),
     "rayleigh": Family(Rayleigh, {"scale": _positive}, (INVERSE_CDF,), "positive"),
     "pareto": Family(
@@ -145,7 +145,7 @@ FAMILIES: dict[str, Family] = {
         dist.Dirichlet, {"concentration": constraints.independent(_positive, 1)}, (COMPOSITION,), "simplex", event_dim=1
     ),
     "beta": Family(
-        OpenBeta, {"concentration1": _positive, "concentration0": _positive}, (COMPOSITION,), "unit interval"
+        dist.Beta, {"concentration1": _positive, "concentration0": _positive}, (COMPOSITION,), "unit interval"
     ),
     "chi2": Family(dist.Chi2, {"df": _positive}, (COMPOSITION,), "positive"),
     "f": Family(dist.FisherSnedecor, {"df1": _positive, "df2": _above(4.0)}, (COMPOSITION,), "positive"),
@@ -168,11 +168,11 @@ def find(family: str) -> Family:
 
 
 def region(support: constraints.Constraint) -> str | None:
-    """What a support is called in the table; None where it is none of those, or moves with parameters."""
+    """What a support is called in the table; None where it is discrete, none of those, or moves with parameters."""
     while hasattr(support, "base_constraint"):  # independent coordinates, mixtures
         support = support.base_constraint
     bounds = [getattr(support, name, None) for name in ("lower_bound", "upper_bound")]
-    if any(isinstance(bound, Tensor) for bound in bounds):
+    if support.is_discrete or any(isinstance(bound, Tensor) for bound in bounds):
         return None
     if bounds == [0, 1]:
         return "unit interval"

@@ -64,6 +64,25 @@ class InverseCDF(Elementwise):
         return self.icdf(open_uniform(self._extended_shape(sample_shape), self._first()))
 
 
+class Cauchy(dist.Cauchy):
+    """The Cauchy distribution, z = loc + scale tan(pi (u - 1/2)), which says that it has no mean.
+
+    torch's gives nan for it, which is then taken for a number.
+
+    Args:
+        loc: median.
+        scale: half of the distance between the quartiles.
+    """
+
+    @property
+    def mean(self) -> Tensor:
+        raise NotImplementedError("the Cauchy distribution has no mean")
+
+    @property
+    def variance(self) -> Tensor:
+        raise NotImplementedError("the Cauchy distribution has no variance")
+
+
 class Logistic(dist.Logistic):
     """The logistic distribution, without the infinite draw that Pyro's gives for a uniform of zero.
 

@@ -13,9 +13,11 @@ from pyro import poutine
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from guides.exact import ExactPosterior
+from guides.family import FamilyConditional
 from guides.gaussian import DiagonalNormal, Unconditional
 from models import likelihoods
 from models.conditional import Conditional
+from models.families import FamilyPrior
 from models.nets import MLP, ConvDecoder, ConvEncoder, GatedMLP, Linear
 from models.ppca import PPCA, LinearGaussian
 from models.priors import LearnedNormal, StandardNormal
@@ -56,6 +58,12 @@ CASES = {
     "DiagonalNormal as hierarchical prior": lambda: DiagonalNormal((2,), (3,), Linear),
     "Unconditional": lambda: Unconditional((3,), IMAGE),
     "ExactPosterior": lambda: ExactPosterior(PPCA((2, 3), 2)),
+    "FamilyConditional laplace": lambda: FamilyConditional((3,), IMAGE, MLP8, "laplace"),
+    "FamilyConditional elliptical": lambda: FamilyConditional((3,), IMAGE, MLP8, "elliptical"),
+    "FamilyConditional erlang": lambda: FamilyConditional((3,), IMAGE, MLP8, "erlang"),
+    "FamilyConditional dirichlet": lambda: FamilyConditional((3,), IMAGE, MLP8, "dirichlet"),
+    "FamilyPrior gamma": lambda: FamilyPrior((3,), family="gamma"),
+    "FamilyPrior dirichlet": lambda: FamilyPrior((3,), family="dirichlet"),
     "Waiting": lambda: Waiting((2, 2), (3,), MLP8),
 }
 LEADING = [(), (4,), (2, 3)]

@@ -1,0 +1,81 @@
+"""Any reparameterizable family as a guide core."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from torch import Tensor
+
+from models.conditional import Conditional, NetFactory
+from models.families import FAMILIES, families_inside, find, region
+
+
+class FamilyConditional(Conditional):
+    """Any reparameterizable family (Laplace, logistic, Student-t, elliptical, gamma, ...), every parameter amortized.
+
+    The ELBO is a bound on log p(x) wherever the support of q(z|x) lies in that of the prior and has volume there. So
+    positive families and the beta distribution may be used under N(0, I), on one orthant or in one cube of R^D: their
+    bound is valid, but with the latents of the whole posterior it cannot be tight, and an importance-weighted bound
+    rises to the evidence of that orthant alone. Not valid, and refused, are families that leave the prior's support,
+    and the Dirichlet under a density on R^D: its draws are points of the simplex, of volume zero there, so that the
+    divergence is infinite and a difference of the two log-densities means nothing. Its place is under a prior on the
+    simplex, where it takes the last dimension of an event as one vector of probabilities.
+
+    Args:
+        event_shape: shape of one draw.
+        context_shape: shape of one context.
+        net: builds the net, whose output is the unconstrained parameters, one after the other in the table's order.
+        family: one of :data:`~models.families.FAMILIES`.
+        model: the model whose prior the support is checked against, where one is given.
+    """
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        context_shape: Sequence[int],
+        net: NetFactory,
+        family: str = "gaussian",
+        model: Any = None,
+    ) -> None:
+        super().__init__(event_shape, context_shape)
+        self.family = family
+        self.output_shape = find(family).output_shape(event_shape)
+        _check_support(family, model)
+        self.net = net(self.context_shape, self.output_shape)
+
+    def forward(self, *context: Tensor) -> dist.Distribution:
+        return FAMILIES[self.family].distribution(self.net(*context), self.event_shape)
+
+
+def _check_support(family: str, model: Any) -> None:
+    support = _support_of_prior(model)
+    if support is None:
+        return
+    where = region(support)
+    accepted = families_inside(where)
+    if family not in accepted:
+        listed = f"a family inside it: {', '.join(accepted)}" if accepted else "no family under that prior"
+        raise ValueError(
+            f"KL(q || p) is infinite, for draws of {family} ({FAMILIES[family].support}) have no density inside the "
+            f"prior's support ({where or 'discrete or bounded by parameters'}); accepted: {_elsewhere(family)}{listed}"
+        )
+
+
+def _elsewhere(family: str) -> str:
+    """What to ask for instead of the prior."""
+    moving = FAMILIES[family].moving_support or FAMILIES[family].support == "real"
+    return "prior=standard, or " if moving else f"prior=family prior.family={family}, or "
+
+
+def _support_of_prior(model: Any) -> constraints.Constraint | None:
+    """None for a program of its own, or a hierarchy: the first step scores its draws with all checks on."""
+    prior = getattr(model, "prior", None)
+    if not isinstance(prior, Conditional) or prior.context_shape:
+        return None
+    try:
+        with torch.no_grad():
+            return prior().support
+    except NotImplementedError:
+        return None
