@@ -7,10 +7,12 @@ import pyro.infer
 import torch
 
 from guides.exact import ExactPosterior
+from guides.family import FamilyConditional
 from guides.gaussian import DiagonalNormal, Unconditional
 from inference import datasets
 from inference.objectives import ELBO, IWAE
 from models import likelihoods, nets, priors
+from models.families import FamilyPrior
 from models.latent import LatentVariableModel
 from models.ppca import PPCA
 
@@ -77,7 +79,7 @@ CATALOG: dict[str, dict[str, Factory]] = {
         "file": datasets.file,
     },
     "model": {"composed": composed, "ppca": PPCA},
-    "prior": {"standard": priors.StandardNormal, "normal": priors.LearnedNormal},
+    "prior": {"standard": priors.StandardNormal, "normal": priors.LearnedNormal, "family": FamilyPrior},
     "likelihood": {
         "bernoulli": likelihoods.Bernoulli,
         "gaussian": likelihoods.FixedGaussian,
@@ -87,7 +89,12 @@ CATALOG: dict[str, dict[str, Factory]] = {
         "categorical": likelihoods.Categorical,
         "logistic": likelihoods.DiscretizedLogistic,
     },
-    "guide": {"diagonal": DiagonalNormal, "unconditional": Unconditional, "exact": ExactPosterior},
+    "guide": {
+        "diagonal": DiagonalNormal,
+        "unconditional": Unconditional,
+        "exact": ExactPosterior,
+        "family": FamilyConditional,
+    },
     "objective": {
         "trace_elbo": trace_elbo,
         "trace_mean_field": trace_mean_field_elbo,
