@@ -98,7 +98,7 @@ class SVI(pyro.infer.SVI):
             The loss in nats, summed over the batch, as in Pyro; a tensor on the device where the objective does not
             itself wait for it.
         """
+        self.optim.zero_grad()  # first: steps on other parameters may have left gradients on these
         loss = self.loss_and_grads(self.model, self.guide, x, *args, **kw)
         self.optim(batch_size=x.shape[0])
-        self.optim.zero_grad()
         return loss
