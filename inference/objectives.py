@@ -3,44 +3,133 @@
 An objective maps ``(model, guide, x)`` to a bound per datum in nats, higher is better, whose gradient with respect to
 the parameters of model and guide is right too. It is also a :class:`pyro.infer.ELBO`, so
 ``SVI(model, guide, optim, loss=IWAE(50))`` works in any Pyro script; only there, and in the trainer, is it negated.
-Nothing in a step waits for the device.
+What is bounded and how its gradient is taken are two choices: ``IWAE(50, gradient="dreg")``. Nothing in a step waits
+for the device.
 """
 
 import math
-from abc import abstractmethod
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import pyro.infer
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from inference.baselines import NVIL, ArithmeticVIMCO, DecayingAverage, LeaveOneOut, ScoreFunction
+from inference.covariance import Covariance
+from inference.gradients import (
+    DoublyReparameterized,
+    Draw,
+    GradientEstimator,
+    Reparameterized,
+    StickingTheLanding,
+)
 from inference.particles import Particles, Program, StructureError, guess_max_plate_nesting, particles
 
+GRADIENTS: dict[str, type[GradientEstimator]] = {
+    "reparameterized": Reparameterized,
+    "stl": StickingTheLanding,
+    "dreg": DoublyReparameterized,
+    "score": ScoreFunction,
+    "score_average": DecayingAverage,
+    "nvil": NVIL,
+    "loo": LeaveOneOut,
+    "vimco": LeaveOneOut,  # what leaving one out is called for importance-weighted bounds
+    "vimco_arithmetic": ArithmeticVIMCO,
+    "covariance": Covariance,
+}
 
-class Objective(pyro.infer.ELBO):
-    """A bound on log p(x) per datum; leaves define :meth:`from_particles`.
+
+def gradient_estimator(gradient: str | GradientEstimator) -> GradientEstimator:
+    """The estimator of that name; one that is given is taken as it is."""
+    if isinstance(gradient, GradientEstimator):
+        return gradient
+    if gradient not in GRADIENTS:
+        raise ValueError(f"gradient must be one of {', '.join(GRADIENTS)}, got {gradient!r}")
+    return GRADIENTS[gradient]()
+
+
+class Objective(pyro.infer.ELBO, nn.Module):
+    """A bound on log p(x) per datum; leaves define :meth:`combine`, or all of :meth:`from_particles`.
+
+    A module, for what its gradient estimator learns and for weights that change during a run: optimize its parameters
+    along with those of model and guide, and keep its state with theirs.
 
     Args:
         particles: K, the number of draws from the guide for each datum.
         max_plate_nesting: the deepest plate of model and guide; found by running them once where not given.
+        gradient: how the gradient with respect to the guide is estimated: a word of :data:`GRADIENTS`, or an estimator.
     """
 
-    def __init__(self, particles: int = 1, max_plate_nesting: int | None = None) -> None:
-        super().__init__(num_particles=particles)
+    num_particles: int
+    linear: bool = False  # the bound is the mean over particles of their contributions
+    local: bool = True  # the bound of a datum is a function of its own draws
+    log_q_is_sampled: bool = True  # the bound is a function of log q at the draws
+
+    def __init__(
+        self,
+        particles: int = 1,
+        max_plate_nesting: int | None = None,
+        gradient: str | GradientEstimator = "reparameterized",
+    ) -> None:
+        nn.Module.__init__(self)
+        pyro.infer.ELBO.__init__(self, num_particles=particles)
         self.nesting = max_plate_nesting
         if particles < 1:
             raise ValueError(f"particles must be at least 1, got {particles}")
+        self.gradient = gradient_estimator(gradient)
+
+    def prepare(self, event_shape: Sequence[int]) -> None:
+        """Build what depends on the shape of a datum, before the optimizer is made, and check that all fits together.
+
+        Raises:
+            StructureError: the gradient estimator is not valid for this bound.
+        """
+        self.gradient.check(self)
+        self.gradient.prepare(event_shape)
 
     def at(self, progress: float) -> None:
         """The trainer says before each step how far it is, from 0 to 1; annealed objectives listen."""
 
-    @abstractmethod
+    def info(self) -> dict[str, float]:
+        """What is worth a place in each row of the log, besides the bound."""
+        return {}
+
+    def contribution(self, draws: Particles) -> Tensor:
+        """What each particle brings to the bound, ``(K, N)`` nats: its log-weight, unless a leaf says otherwise."""
+        return draws.log_weight
+
+    def combine(self, contributions: Tensor) -> Tensor:
+        """The bound, of the contributions along the first dimension: ``(K, *rest)`` nats to ``rest``."""
+        raise StructureError(
+            f"{type(self).__name__} does not define combine, which this gradient estimator needs; use "
+            "gradient=reparameterized or score"
+        )
+
+    def double_reparameterization(self, contributions: Tensor) -> Tensor:
+        """The factors of the path derivatives of the ``(K, N)`` log-weights under gradient=dreg, relative to their own.
+
+        They are 1 - (dg/dlog w)/g, with g the derivative of :meth:`combine` in a log-weight.
+        """
+        if self.linear:
+            return torch.ones_like(contributions)
+        raise StructureError(
+            f"no doubly reparameterized gradient of {type(self).__name__} is known; use gradient=reparameterized"
+        )
+
     def from_particles(self, draws: Particles) -> Tensor:
         """The bound, ``(N,)`` nats, from ``(K, N)`` log-densities."""
+        return self.combine(self.contribution(draws))
 
     def bound(self, model: Program, guide: Program, *args: Any, **kw: Any) -> Tensor:
         """The bound for each datum, ``(N,)`` nats, higher is better, differentiable."""
-        return self.from_particles(self._draw(model, guide, *args, **kw))
+        return self.estimate(model, guide, *args, **kw)[0]
+
+    def estimate(self, model: Program, guide: Program, *args: Any, **kw: Any) -> tuple[Tensor, Particles]:
+        """:meth:`bound`, and the particles behind it."""
+        self.gradient.check(self)
+        return self.gradient.estimate(self, self.drawing(model, guide, *args, **kw), args[0])
 
     def __call__(self, model: Program, guide: Program, *args: Any, **kw: Any) -> Any:
         """With data, :meth:`bound`; without, Pyro's :class:`~pyro.infer.elbo.ELBOModule` of this pair."""
@@ -48,8 +137,8 @@ class Objective(pyro.infer.ELBO):
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kw: Any) -> Tensor:
         """Minus the bound, summed over the data (and scaled to the full data under a subsampled plate), as in Pyro."""
-        draws = self._draw(model, guide, *args, **kw)
-        return -draws.data_scale * self.from_particles(draws).sum()
+        bound, draws = self.estimate(model, guide, *args, **kw)
+        return -draws.data_scale * bound.sum()
 
     def loss(self, model: Program, guide: Program, *args: Any, **kw: Any) -> Tensor:
         """:meth:`differentiable_loss` without its gradient; a tensor on the device, not a float."""
@@ -66,18 +155,14 @@ class Objective(pyro.infer.ELBO):
     def _get_trace(self, model: Program, guide: Program, args: tuple, kwargs: dict) -> None:
         raise NotImplementedError("objectives read particles, not traces")
 
-    def _draw(self, model: Program, guide: Program, *args: Any, **kw: Any) -> Particles:
+    def drawing(self, model: Program, guide: Program, *args: Any, **kw: Any) -> Draw:
+        """:func:`~inference.particles.particles` of this pair and data, all but how gradients flow through it."""
         if not args:
             raise StructureError("hand the data to model and guide as their first argument, not by keyword")
         if self.nesting is None:
             self.nesting = guess_max_plate_nesting(model, guide, *args, **kw)
-        draws = particles(model, guide, args[0], self.num_particles, *args[1:], max_plate_nesting=self.nesting, **kw)
-        if sites := draws.not_reparameterized:
-            raise StructureError(
-                f"the guide's sites {sites} cannot be reparameterized, and the gradient of {type(self).__name__} "
-                "through them would silently be zero; use objective=trace_elbo or objective=tracegraph_elbo"
-            )
-        return draws
+        x, *rest = args
+        return partial(particles, model, guide, x, self.num_particles, *rest, max_plate_nesting=self.nesting, **kw)
 
 
 class ELBO(Objective):
@@ -91,22 +176,36 @@ class ELBO(Objective):
         kl: ``"analytic"`` takes KL(q(z|x) || p(z)) in closed form and fails where there is none; ``"monte_carlo"``
             estimates it with the same draws.
         max_plate_nesting: see :class:`Objective`.
+        gradient: see :class:`Objective`.
     """
+
+    linear = True
 
     def __init__(
         self,
         particles: int = 1,
         kl: Literal["analytic", "monte_carlo"] = "monte_carlo",
         max_plate_nesting: int | None = None,
+        gradient: str | GradientEstimator = "reparameterized",
     ) -> None:
-        super().__init__(particles, max_plate_nesting)
+        super().__init__(particles, max_plate_nesting, gradient)
         if kl not in ("analytic", "monte_carlo"):
             raise ValueError(f"kl must be 'analytic' or 'monte_carlo', got {kl!r}")
         self.kl = kl
 
-    def from_particles(self, draws: Particles) -> Tensor:
-        kl = draws.analytic_kl() if self.kl == "analytic" else draws.log_q - draws.log_prior
-        return (draws.log_likelihood - kl).mean(0)
+    @property
+    def log_q_is_sampled(self) -> bool:  # type: ignore[override]
+        return self.kl == "monte_carlo"
+
+    def divergence(self, draws: Particles) -> Tensor:
+        """KL(q(z|x) || p(z)), or what estimates it, ``(K, N)`` nats."""
+        return draws.analytic_kl() if self.kl == "analytic" else draws.log_q - draws.log_prior
+
+    def contribution(self, draws: Particles) -> Tensor:
+        return draws.log_likelihood - self.divergence(draws)
+
+    def combine(self, contributions: Tensor) -> Tensor:
+        return contributions.mean(0)
 
 
 class IWAE(Objective):
@@ -118,10 +217,28 @@ class IWAE(Objective):
     Args:
         particles: K.
         max_plate_nesting: see :class:`Objective`.
+        gradient: see :class:`Objective`.
     """
 
-    def __init__(self, particles: int = 50, max_plate_nesting: int | None = None) -> None:
-        super().__init__(particles, max_plate_nesting)
+    def __init__(
+        self,
+        particles: int = 50,
+        max_plate_nesting: int | None = None,
+        gradient: str | GradientEstimator = "reparameterized",
+    ) -> None:
+        super().__init__(particles, max_plate_nesting, gradient)
 
-    def from_particles(self, draws: Particles) -> Tensor:
-        return draws.log_weight.logsumexp(0) - math.log(draws.log_weight.shape[0])
+    @property
+    def linear(self) -> bool:  # type: ignore[override]
+        return self.num_particles == 1
+
+    def combine(self, contributions: Tensor) -> Tensor:
+        return log_mean_exp(contributions)
+
+    def double_reparameterization(self, contributions: Tensor) -> Tensor:
+        return contributions.softmax(0)
+
+
+def log_mean_exp(values: Tensor) -> Tensor:
+    """log of the mean of exp along the first dimension."""
+    return values.logsumexp(0) - math.log(values.shape[0])

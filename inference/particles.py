@@ -18,14 +18,12 @@ from pyro.distributions.util import scale_and_mask
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
-from torch.distributions import kl_divergence
 
-Program = Callable[..., Any]
-Site = dict[str, Any]
+from inference.closed_form import closed_form_kl
+from inference.frozen import DetachedDraws, frozen
+from inference.structure import Program, Site, StructureError, check_pairing, data_plate
 
-
-class StructureError(ValueError):
-    """A Pyro program lacks the structure that an objective or a diagnostic needs; the message says what would do."""
+Through = Callable[[Tensor, int], Tensor]  # of a draw and the number of its event dimensions
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,14 @@ class Latent:
     p: TorchDistribution  # the model's
     q_mask: Tensor | bool | None = None  # where its log-densities count; everywhere for None
     p_mask: Tensor | bool | None = None
+
+    def log_q(self) -> Tensor:
+        """log q of the draws where they count, ``(K, ..., N)`` nats."""
+        return scale_and_mask(self.q.log_prob(self.value), mask=self.q_mask)
+
+    def log_p(self) -> Tensor:
+        """The same under the model."""
+        return scale_and_mask(self.p.log_prob(self.value), mask=self.p_mask)
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,13 @@ class Particles:
                 another order than the model or has auxiliary sites, where the sum of conditional divergences is not
                 the divergence, or only one of the two programs masks a latent.
         """
+        total = torch.zeros_like(self.log_q)
+        for kl in self.site_kls().values():
+            total = total + kl
+        return total
+
+    def site_kls(self, closed_form: bool = True) -> dict[str, Tensor]:
+        """The terms of :meth:`analytic_kl` by site, ``(K, N)`` nats each, or their Monte-Carlo estimates."""
         if self.auxiliary:
             raise StructureError(
                 f"the guide's auxiliary sites {list(self.auxiliary)} leave no closed-form KL; use kl=monte_carlo"
@@ -88,14 +101,26 @@ class Particles:
             raise StructureError(
                 "a closed-form KL needs the guide to sample its latents in the model's order; use kl=monte_carlo"
             )
-        total = torch.zeros_like(self.log_q)
-        for name, latent in self.latents.items():
-            total = total + _per_datum(_closed_form_kl(name, latent), self.log_q.shape)
-        return total
+        shape = self.log_q.shape
+        if not closed_form:
+            return {n: _per_datum(z.log_q(), shape) - _per_datum(z.log_p(), shape) for n, z in self.latents.items()}
+        return {
+            name: _per_datum(closed_form_kl(name, z.q, z.p, z.q_mask, z.p_mask), shape)
+            for name, z in self.latents.items()
+        }
 
 
 def particles(
-    model: Program, guide: Program, x: Tensor, num_particles: int = 1, *args: Any, max_plate_nesting: int = 1, **kw: Any
+    model: Program,
+    guide: Program,
+    x: Tensor,
+    num_particles: int = 1,
+    *args: Any,
+    max_plate_nesting: int = 1,
+    detach_draws: bool = False,
+    detach_guide: bool = False,
+    through: Through | None = None,
+    **kw: Any,
 ) -> Particles:
     """Draw ``num_particles`` latents per datum from the guide and score them under guide and model.
 
@@ -106,24 +131,36 @@ def particles(
             subsample it themselves, N is the size of the subsample in what is returned.
         num_particles: K.
         max_plate_nesting: number of nested plates in the programs; 1 where ``data`` is the only one.
+        detach_draws: the draws are constants, so that no gradient reaches the guide through their values.
+        detach_guide: log q is a function of the draws alone: the guide scores them once more, its parameters held
+            constant. Needs a guide that is a module and gives the same distributions twice.
+        through: what happens to the draws between being drawn and being scored, a change of their gradient say;
+            called with a value and its number of event dimensions. Goes with ``detach_guide``.
 
     Raises:
         StructureError: a site outside the data plate, a latent that only one program has, an enumerated site, or a
             ``poutine.scale`` other than 1 (temper a bound outside of its particles instead).
     """
     plate = _particle_plate(num_particles, max_plate_nesting)
-    guide_trace = poutine.trace(plate(guide)).get_trace(x, *args, **kw)
-    model_trace = poutine.trace(poutine.replay(plate(model), trace=guide_trace)).get_trace(x, *args, **kw)
-    q_sites, p_sites = _sample_sites(guide_trace), _sample_sites(model_trace)
+    with DetachedDraws() if detach_draws else nullcontext():
+        drawn = poutine.trace(plate(guide)).get_trace(x, *args, **kw)
+    q_sites = _sample_sites(drawn)
+    scored = drawn if through is None else _with_draws(drawn, through)
+    model_trace = poutine.trace(poutine.replay(plate(model), trace=scored)).get_trace(x, *args, **kw)
+    p_sites = _sample_sites(model_trace)
     latents = {name: site for name, site in p_sites.items() if not site["is_observed"]}
     observed = {name: site for name, site in p_sites.items() if site["is_observed"]}
-    _check_pairing(q_sites, latents, observed)
-    num_data, data_scale = _data_plate(q_sites, p_sites)
+    check_pairing(q_sites, latents, observed)
+    num_data, data_scale = data_plate(q_sites, p_sites)
     shape = torch.Size((num_particles, num_data))
+    scoring_q = q_sites
+    if detach_guide:
+        constant = poutine.replay(plate(frozen(guide)), trace=scored)
+        scoring_q = _sample_sites(poutine.trace(constant).get_trace(x, *args, **kw))
     return Particles(
         log_likelihood=_total(observed, shape),
         log_prior=_total(latents, shape),
-        log_q=_total(q_sites, shape),
+        log_q=_total(scoring_q, shape),
         latents={
             n: Latent(s["value"], q_sites[n]["fn"], s["fn"], q_sites[n]["mask"], s["mask"]) for n, s in latents.items()
         },
@@ -131,6 +168,26 @@ def particles(
         same_order=[n for n in q_sites if n in latents] == list(latents),
         auxiliary={n: s["fn"] for n, s in q_sites.items() if n not in latents},
     )
+
+
+def dream(model: Program, guide: Program, like: Tensor, *args: Any, **kw: Any) -> Tensor:
+    """log q(z|x) in nats, ``(N,)``, of latents and data drawn from the model instead of from the world.
+
+    The draws are constants: only the guide's parameters get a gradient.
+
+    Args:
+        model: Pyro program that can be run without data.
+        guide: Pyro program.
+        like: any tensor with the shape of the data wanted, ``(N, *event_shape)``.
+    """
+    with torch.no_grad():
+        sites = _sample_sites(poutine.trace(poutine.uncondition(model)).get_trace(like, *args, **kw))
+    x = _site_x(sites)["value"]
+    latents = {name: site["value"] for name, site in sites.items() if not _was_observed(site)}
+    dreamt = _sample_sites(poutine.trace(poutine.condition(guide, data=latents)).get_trace(x, *args, **kw))
+    if extra := [name for name, site in dreamt.items() if not site["is_observed"]]:
+        raise StructureError(f"the guide draws sites {extra} that the model does not have; use phase=wake")
+    return _total(dreamt, torch.Size((1, like.shape[0])))[0]
 
 
 def encode(guide: Program, x: Tensor) -> dict[str, TorchDistribution]:
@@ -225,6 +282,17 @@ def _sample_sites(trace: poutine.Trace) -> dict[str, Site]:
     return {name: s for name, s in prune_subsample_sites(trace).nodes.items() if s["type"] == "sample"}
 
 
+def _with_draws(trace: poutine.Trace, change: Through) -> poutine.Trace:
+    """A trace whose draws are changed; the one given is left as it is."""
+    changed = trace.copy()
+    for name in _sample_sites(trace):
+        site = dict(changed.nodes[name])
+        if not site["is_observed"]:
+            site["value"] = change(site["value"], site["fn"].event_dim)
+        changed.nodes[name] = site
+    return changed
+
+
 def _was_observed(site: Site) -> bool:
     """Whether a site under ``poutine.uncondition`` is one of data, not of latents."""
     return bool(site["infer"].get("was_observed"))
@@ -235,43 +303,6 @@ def _site_x(sites: dict[str, Site]) -> Site:
     if "x" not in observed:
         raise StructureError(f"the model has no observed site 'x'; its observed sites are {observed}")
     return sites["x"]
-
-
-def _check_pairing(q_sites: dict[str, Site], latents: dict[str, Site], observed: dict[str, Site]) -> None:
-    if not observed:
-        raise StructureError("the model observes nothing: give one sample site obs=x")
-    if enumerated := [n for n, s in {**q_sites, **latents}.items() if s["infer"].get("enumerate")]:
-        raise StructureError(f"sites {enumerated} are enumerated: use pyro.infer.TraceEnum_ELBO (objective=trace_enum)")
-    if missing := [name for name in latents if name not in q_sites]:
-        raise StructureError(f"the guide does not sample the model's latent sites {missing}")
-    extra = [n for n, s in q_sites.items() if n not in latents and not s["infer"].get("is_auxiliary")]
-    if extra:
-        raise StructureError(f"the model has no latent sites {extra} that the guide samples")
-
-
-def _data_plate(*programs: dict[str, Site]) -> tuple[int, float]:
-    """Size and subsampling scale of the plate over the data, after checking that nothing else scales any site."""
-    plates = {_data_plate_of(site) for sites in programs for site in sites.values()}
-    if len(plates) > 1:
-        raise StructureError(f"sites disagree about the plate over the data: (size, scale) is any of {sorted(plates)}")
-    return plates.pop()
-
-
-def _data_plate_of(site: Site) -> tuple[int, float]:
-    frames = [frame for frame in site["cond_indep_stack"] if frame.dim == -1]
-    if not frames:
-        raise StructureError(
-            f"site '{site['name']}' is outside the plate over the data (dim -1); a bound per datum needs local sites. "
-            "For global latent variables use pyro.infer.Trace_ELBO"
-        )
-    size, scale = frames[0].size, site["scale"]
-    subsampling = (frames[0].full_size or size) / size
-    if isinstance(scale, Tensor) or abs(scale / subsampling - 1) > 1e-9:
-        raise StructureError(
-            f"site '{site['name']}' is scaled by poutine.scale or by a subsampled plate within the data; a scale "
-            "inside the average over particles gives no bound. Temper the objective instead"
-        )
-    return size, subsampling
 
 
 def _total(sites: dict[str, Site], shape: torch.Size) -> Tensor:
@@ -311,22 +342,3 @@ def _per_datum(log_prob: Tensor, shape: torch.Size) -> Tensor:
         log_prob = log_prob.expand(*log_prob.shape[:-1], num_data)
     # without a particle plate the leading dimensions are all other plates
     return log_prob.reshape(num_particles, -1, num_data).sum(1)
-
-
-def _closed_form_kl(name: str, latent: Latent) -> Tensor:
-    if (latent.q_mask is None) != (latent.p_mask is None):
-        raise StructureError(f"only one of model and guide masks site '{name}'; mask both, or use kl=monte_carlo")
-    try:
-        return scale_and_mask(kl_divergence(latent.q, latent.p), mask=latent.q_mask)
-    except NotImplementedError:
-        kinds = f"{_kind(latent.q)} and {_kind(latent.p)}"
-        raise StructureError(
-            f"no closed-form KL between {kinds} at site '{name}'; use kl=monte_carlo, or objective=trace_elbo"
-        ) from None
-
-
-def _kind(distribution: TorchDistribution) -> str:
-    base = getattr(distribution, "base_dist", distribution)
-    return type(
-        base if type(distribution).__name__ in ("Independent", "ExpandedDistribution") else distribution
-    ).__name__

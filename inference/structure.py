@@ -1,0 +1,50 @@
+"""What objectives and diagnostics need of the sites of Pyro programs, checked."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+Program = Callable[..., Any]
+Site = dict[str, Any]
+
+
+class StructureError(ValueError):
+    """A Pyro program lacks the structure that an objective or a diagnostic needs; the message says what would do."""
+
+
+def check_pairing(q_sites: dict[str, Site], latents: dict[str, Site], observed: dict[str, Site]) -> None:
+    if not observed:
+        raise StructureError("the model observes nothing: give one sample site obs=x")
+    if enumerated := [n for n, s in {**q_sites, **latents}.items() if s["infer"].get("enumerate")]:
+        raise StructureError(f"sites {enumerated} are enumerated: use pyro.infer.TraceEnum_ELBO (objective=trace_enum)")
+    if missing := [name for name in latents if name not in q_sites]:
+        raise StructureError(f"the guide does not sample the model's latent sites {missing}")
+    extra = [n for n, s in q_sites.items() if n not in latents and not s["infer"].get("is_auxiliary")]
+    if extra:
+        raise StructureError(f"the model has no latent sites {extra} that the guide samples")
+
+
+def data_plate(*programs: dict[str, Site]) -> tuple[int, float]:
+    """Size and subsampling scale of the plate over the data, after checking that nothing else scales any site."""
+    plates = {_data_plate_of(site) for sites in programs for site in sites.values()}
+    if len(plates) > 1:
+        raise StructureError(f"sites disagree about the plate over the data: (size, scale) is any of {sorted(plates)}")
+    return plates.pop()
+
+
+def _data_plate_of(site: Site) -> tuple[int, float]:
+    frames = [frame for frame in site["cond_indep_stack"] if frame.dim == -1]
+    if not frames:
+        raise StructureError(
+            f"site '{site['name']}' is outside the plate over the data (dim -1); a bound per datum needs local sites. "
+            "For global latent variables use pyro.infer.Trace_ELBO"
+        )
+    size, scale = frames[0].size, site["scale"]
+    subsampling = (frames[0].full_size or size) / size
+    if isinstance(scale, Tensor) or abs(scale / subsampling - 1) > 1e-9:
+        raise StructureError(
+            f"site '{site['name']}' is scaled by poutine.scale or by a subsampled plate within the data; a scale "
+            "inside the average over particles gives no bound. Temper the objective instead"
+        )
+    return size, subsampling
