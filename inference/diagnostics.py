@@ -77,7 +77,8 @@ def active_units(guide: Program, x: Tensor, threshold: float = 0.01) -> int:
 def posterior_means(guide: Program, x: Tensor, num_samples: int = 64) -> Tensor:
     """E_q[z] of each datum, ``(N, D)``, sites side by side.
 
-    Averaged over draws where a family knows no mean, or where a latent depends on another one.
+    Averaged over draws where a family knows no mean, or where a latent depends on another one. Of a categorical it is
+    the probabilities of its states.
     """
     return _means_with_error(guide, x, num_samples)[0]
 
@@ -97,6 +98,7 @@ class Surgery:
     num_data: int
 
 
+@torch.no_grad()
 def surgery(model: Program, guide: Program, x: Tensor, chunk: int = 256) -> Surgery:
     """ELBO surgery over the data ``x``; costs ``N^2`` densities of the guide."""
     num_data = x.shape[0]
@@ -144,8 +146,15 @@ def _means_with_error(guide: Program, x: Tensor, num_samples: int) -> tuple[Tens
 def _given_mean(q: TorchDistribution, num_samples: int) -> Tensor:
     """The mean given all earlier latents, ``(1, N, D)``, or where a family knows none, draws, ``(S, N, D)``."""
     try:
-        mean = q.mean.unsqueeze(0)
+        mean = _mean(q).unsqueeze(0)
     except (NotImplementedError, AttributeError):
         mean = q.sample(torch.Size((num_samples,)))
-    mean = mean.movedim(-1 - q.event_dim, 1)  # (S, *other plates, N, *event) -> (S, N, *other plates, *event)
-    return mean.reshape(*mean.shape[:2], -1)
+    mean = mean.reshape(*mean.shape[: 1 + len(q.batch_shape)], -1)  # (S, *other plates, N, D)
+    return mean.movedim(-2, 1).flatten(2)
+
+
+def _mean(q: TorchDistribution) -> Tensor:
+    base = q.base_dist if isinstance(q, Independent) else q
+    if isinstance(base, torch.distributions.Categorical):
+        return base.probs  # the number of a state means nothing; this is the mean of its one-hot code
+    return q.mean
