@@ -14,6 +14,8 @@ from guides.amortized import Amortized
 from inference.config import Config, ConfigError
 from inference.data import DataError, Dataset, Source, representation_for
 from inference.failures import one_line, out_of_memory
+from inference.objectives import Objective
+from inference.structure import StructureError
 from models.conditional import Conditional
 
 INITIAL_DATA = 5000  # training data whose mean the nets start from
@@ -61,7 +63,7 @@ def assemble(config: Config) -> Setup:
     guide = _guide(config, dataset, model)
     support = getattr(getattr(model, "likelihood", model), "support", "real")
     representation = representation_for(dataset, support, dataset.observed_levels)
-    objective = _build(config, "objective", pyro.infer.ELBO)
+    objective = _objective(config, dataset, device)
     config = config.without(_unused(config))
     return Setup(config, dataset, model.to(device), guide.to(device), objective, representation, device)
 
@@ -167,6 +169,17 @@ def _guide(config: Config, dataset: Dataset, model: nn.Module) -> nn.Module:
 def _net(config: Config, group: str) -> Callable[..., Any]:
     """A factory of nets whose complaints are of the encoder or decoder, not of the part that asked for the net."""
     return lambda in_shape, out_shape: _build(config, group, nn.Module, in_shape=in_shape, out_shape=out_shape)
+
+
+def _objective(config: Config, dataset: Dataset, device: torch.device) -> pyro.infer.ELBO:
+    objective = _build(config, "objective", pyro.infer.ELBO)
+    if not isinstance(objective, Objective):
+        return objective
+    try:
+        objective.prepare(dataset.shape)
+    except StructureError as error:
+        raise ConfigError(f"objective={config.words['objective']}: {one_line(error)}") from None
+    return objective.to(device)
 
 
 def _build(config: Config, group: str, kind: type, **structure: Any) -> Any:

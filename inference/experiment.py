@@ -128,7 +128,8 @@ def _is_finished(folder: Path, trainer: Trainer) -> bool:
 def _trainer(setup: Setup, folder: Path, console: Console | None) -> Trainer:
     settings = setup.config.section("trainer")
     seed = setup.config.values.seed
-    programs = torch.nn.ModuleList([setup.model, setup.guide])  # a shared parameter counts once
+    parts = [setup.model, setup.guide, setup.objective]
+    programs = torch.nn.ModuleList(p for p in parts if isinstance(p, torch.nn.Module))  # shared parameters count once
     factory, clip = setup.config.factory("optimizer"), settings.gradient_clip or None
     try:
         optimizer = SharedOptimizer(programs.parameters(), factory, settings.learning_rate, clip)

@@ -18,6 +18,7 @@ from inference.data import Batches, DataError
 from inference.engine import SVI
 from inference.failures import one_line, out_of_memory
 from inference.log import append_row, drop_rows_after
+from inference.objectives import Objective
 from inference.particles import StructureError, first_non_finite_site, validation
 from inference.schedules import SCHEDULES
 from inference.signals import Interrupted, deferred
@@ -115,8 +116,9 @@ class Trainer:
 
     @property
     def programs(self) -> dict[str, nn.Module]:
-        """Model and guide, by name."""
-        return {"model": self.svi.model, "guide": self.svi.guide}
+        """Whatever holds parameters or state, by name: model, guide, and an objective of ours."""
+        programs = {"model": self.svi.model, "guide": self.svi.guide, "objective": self.svi.objective}
+        return {name: program for name, program in programs.items() if isinstance(program, nn.Module)}
 
     def fit(self) -> None:
         """Train from where we are to the last step.
@@ -194,8 +196,11 @@ class Trainer:
         self._check_finite()
         batches = self.batches.state_dict()
         tensors = {
-            **checkpoint.prefixed("model", self.svi.model.state_dict()),
-            **checkpoint.prefixed("guide", self.svi.guide.state_dict()),
+            **{
+                f"{name}.{key}": tensor
+                for name, program in self.programs.items()
+                for key, tensor in program.state_dict().items()
+            },
             **checkpoint.prefixed("optimizer", self.svi.optim.tensors()),
             **checkpoint.prefixed("rng", checkpoint.rng_state()),
             **checkpoint.prefixed("batches", {k: v for k, v in batches.items() if isinstance(v, Tensor)}),
@@ -264,6 +269,7 @@ class Trainer:
             "epoch": round(self.step / len(self.batches), 4),
             "seconds": round(self.seconds, 3),
             "train/bound": bound,
+            **(self.svi.objective.info() if isinstance(self.svi.objective, Objective) else {}),
         }
         if validate and self.validate is not None:
             row.update(self.validate())
