@@ -7,6 +7,7 @@ import torch
 from pyro.distributions import Independent, TorchDistribution
 from torch import Tensor
 
+from inference.closed_form import factors
 from inference.particles import (
     Particles,
     Program,
@@ -55,7 +56,7 @@ def kl_per_dimension(model: Program, guide: Program, x: Tensor) -> Tensor | None
         return None
     parts = []
     for latent in draws.latents.values():
-        q, p = _factors(latent.q), _factors(latent.p)
+        q, p = factors(latent.q), factors(latent.p)
         if q is None or p is None or latent.q_mask is not None or len(latent.q.batch_shape) > 1:
             return None
         kl = torch.distributions.kl_divergence(q, p)
@@ -120,15 +121,6 @@ def _kl(draws: Particles) -> tuple[Tensor, str]:
         return draws.analytic_kl(), "closed form"
     except StructureError:
         return draws.log_q - draws.log_prior, "Monte Carlo"
-
-
-def _factors(distribution: TorchDistribution) -> TorchDistribution | None:
-    """The independent factors of a distribution over its event dimensions; None where there is dependence."""
-    if len(distribution.event_shape) == 0:
-        return distribution
-    if isinstance(distribution, Independent) and len(distribution.base_dist.event_shape) == 0:
-        return distribution.base_dist
-    return None
 
 
 def _means_with_error(guide: Program, x: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:
