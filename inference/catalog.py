@@ -10,7 +10,13 @@ from guides.exact import ExactPosterior
 from guides.family import FamilyConditional
 from guides.gaussian import DiagonalNormal, Unconditional
 from inference import datasets
+from inference.annealing import AnnealedELBO, BetaELBO
+from inference.bounds import CIWAE, MIWAE, PIWAE, Renyi
+from inference.free_bits import FreeBits
+from inference.infovae import InfoVAE
 from inference.objectives import ELBO, IWAE
+from inference.thermodynamic import TVO
+from inference.wake_sleep import WakeSleep
 from models import likelihoods, nets, priors
 from models.families import FamilyPrior
 from models.latent import LatentVariableModel
@@ -102,6 +108,16 @@ CATALOG: dict[str, dict[str, Factory]] = {
         "trace_enum": trace_enum_elbo,
         "elbo": ELBO,
         "iwae": IWAE,
+        "beta": BetaELBO,
+        "annealed": AnnealedELBO,
+        "free_bits": FreeBits,
+        "infovae": InfoVAE,
+        "renyi": Renyi,
+        "miwae": MIWAE,
+        "ciwae": CIWAE,
+        "piwae": PIWAE,
+        "tvo": TVO,
+        "wake_sleep": WakeSleep,
     },
     "encoder": {"mlp": nets.MLP, "gated": nets.GatedMLP, "conv": nets.ConvEncoder, "linear": nets.Linear},
     "decoder": {"mlp": nets.MLP, "gated": nets.GatedMLP, "conv": nets.ConvDecoder, "linear": nets.Linear},
