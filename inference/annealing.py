@@ -100,11 +100,9 @@ class AnnealedELBO(WeightedELBO):
             raise ValueError(f"cycles must be at least 1, got {cycles}")
         super().__init__(1.0, particles, kl, max_plate_nesting, gradient)
         self.warmup, self.schedule, self.start, self.cycles = warmup, schedule, start, cycles
-        self.weight_now = 1.0
 
     def at(self, progress: float) -> None:
-        self.weight_now = self.weight_at(progress)
-        self.kl_weight.fill_(self.weight_now)
+        self.kl_weight.fill_(self.weight_at(progress))
 
     def weight_at(self, progress: float) -> float:
         """The weight of the KL when ``progress`` of the run, from 0 to 1, is done."""
@@ -116,4 +114,4 @@ class AnnealedELBO(WeightedELBO):
         return self.start + (1 - self.start) * rise
 
     def info(self) -> dict[str, float]:
-        return {"train/kl_weight": self.weight_now}
+        return {"train/kl_weight": float(self.kl_weight)}

@@ -93,7 +93,7 @@ class Objective(pyro.infer.ELBO, nn.Module):
         """The trainer says before each step how far it is, from 0 to 1; annealed objectives listen."""
 
     def info(self) -> dict[str, float]:
-        """What is worth a place in each row of the log, besides the bound."""
+        """What is worth a place in each row of the log, besides the bound; may wait for the device."""
         return {}
 
     def contribution(self, draws: Particles) -> Tensor:
