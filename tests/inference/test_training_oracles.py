@@ -252,7 +252,7 @@ def test_blocks_in_turns_change_their_own_parameters_alone():
     _, target = oracles.ppca_maximum(x.numpy(), 2)
     model = PPCA((4,), 2)
     guide = Amortized(DiagonalNormal((2,), (4,), Linear))
-    objective, steps, rate = ELBO(4, "analytic"), 2000, 0.03
+    objective, steps, rate = ELBO(4, "analytic"), 1000, 0.04
     blocks = {name: SharedOptimizer(p.parameters(), torch.optim.Adam, rate) for name, p in programs(model, guide)}
     engines = {name: SVI(model, guide, optimizer, objective) for name, optimizer in blocks.items()}
 
