@@ -153,6 +153,11 @@ def _guide(config: Config, dataset: Dataset, model: nn.Module) -> nn.Module:
         )
     if "encoder" in config.asked and not _takes(config.factory("guide"), "net"):
         raise ConfigError(f"guide={word} has no encoder: leave out encoder=...")
+    if not hasattr(model, "prior") and _needs(config.factory("guide"), "event_shape"):
+        raise ConfigError(
+            f"guide={word} infers one latent z, and model={config.words['model']} has others; accepted: a guide made "
+            "for that model"
+        )
     latent_shape = model.prior.event_shape if hasattr(model, "prior") else ()  # type: ignore[union-attr]
     core = _build(
         config,
@@ -202,6 +207,10 @@ def _build(config: Config, group: str, kind: type, **structure: Any) -> Any:
 def _call(factory: Callable[..., Any], **structure: Any) -> Any:
     """Call a factory with those structural arguments that it takes and are known."""
     return factory(**{name: value for name, value in structure.items() if _takes(factory, name) and value is not None})
+
+
+def _needs(factory: Callable[..., Any], name: str) -> bool:
+    return _takes(factory, name) and inspect.signature(factory).parameters[name].default is inspect.Parameter.empty
 
 
 def _takes(factory: Callable[..., Any], name: str) -> bool:

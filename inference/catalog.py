@@ -1,14 +1,21 @@
 """Every part that can be chosen by a word. A new one is a class in its room and a line here."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pyro.infer
 import torch
 
+from guides import flow
+from guides.deterministic import Deterministic
 from guides.exact import ExactPosterior
 from guides.family import FamilyConditional
-from guides.gaussian import DiagonalNormal, Unconditional
+from guides.free import LocallyFitted
+from guides.gaussian import DiagonalNormal, FullNormal, LowRankNormal, Unconditional
+from guides.hierarchical import BottomUp, Ladder, TopDown
+from guides.mixture import NormalMixture
+from guides.semi_amortized import SemiAmortized
 from inference import datasets
 from inference.annealing import AnnealedELBO, BetaELBO
 from inference.bounds import CIWAE, MIWAE, PIWAE, Renyi
@@ -19,6 +26,7 @@ from inference.thermodynamic import TVO
 from inference.wake_sleep import WakeSleep
 from models import likelihoods, nets, priors
 from models.families import FamilyPrior
+from models.hierarchical import TwoLayerModel
 from models.latent import LatentVariableModel
 from models.ppca import PPCA
 
@@ -28,6 +36,20 @@ Factory = Callable[..., Any]
 def composed(event_shape: Any, prior: Factory, likelihood: Factory, latent_dim: int = 20) -> LatentVariableModel:
     """A prior and a likelihood, p(z) p(x|z); with neural nets, the variational autoencoder's model."""
     return LatentVariableModel(prior((latent_dim,)), likelihood(event_shape, (latent_dim,)))
+
+
+def two_layer(
+    event_shape: Any,
+    prior: Factory,
+    likelihood: Factory,
+    latent_dim: int = 20,
+    top_dim: int = 10,
+    hidden: tuple[int, ...] = (100, 100),
+    skip: bool = False,
+) -> TwoLayerModel:
+    """Two layers of latents, p(z2) p(z1|z2) p(x|z1) (Burda et al. 2016), or p(x|z1, z2) with model.skip=true."""
+    middle = DiagonalNormal((latent_dim,), (top_dim,), partial(nets.MLP, hidden=hidden))
+    return TwoLayerModel(prior((top_dim,)), middle, likelihood(event_shape, (latent_dim + top_dim * skip,)), skip=skip)
 
 
 def trace_elbo(particles: int = 1) -> pyro.infer.ELBO:
@@ -84,7 +106,7 @@ CATALOG: dict[str, dict[str, Factory]] = {
         "iris": datasets.iris,
         "file": datasets.file,
     },
-    "model": {"composed": composed, "ppca": PPCA},
+    "model": {"composed": composed, "ppca": PPCA, "two_layer": two_layer},
     "prior": {"standard": priors.StandardNormal, "normal": priors.LearnedNormal, "family": FamilyPrior},
     "likelihood": {
         "bernoulli": likelihoods.Bernoulli,
@@ -98,7 +120,21 @@ CATALOG: dict[str, dict[str, Factory]] = {
     "guide": {
         "diagonal": DiagonalNormal,
         "unconditional": Unconditional,
+        "low_rank": LowRankNormal,
+        "full": FullNormal,
+        "mixture": NormalMixture,
+        "planar": flow.PlanarPosterior,
+        "sylvester": flow.SylvesterPosterior,
+        "realnvp": flow.CouplingPosterior,
+        "iaf": flow.InverseAutoregressivePosterior,
+        "spline": flow.SplinePosterior,
+        "free": LocallyFitted,
+        "semi_amortized": SemiAmortized,
+        "deterministic": Deterministic,
         "exact": ExactPosterior,
+        "bottom_up": BottomUp,
+        "top_down": TopDown,
+        "ladder": Ladder,
         "family": FamilyConditional,
     },
     "objective": {

@@ -14,7 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from guides.exact import ExactPosterior
 from guides.family import FamilyConditional
-from guides.gaussian import DiagonalNormal, Unconditional
+from guides.gaussian import DiagonalNormal, FullNormal, LowRankNormal, Unconditional
+from guides.mixture import NormalMixture
 from models import likelihoods
 from models.conditional import Conditional
 from models.families import FamilyPrior
@@ -56,6 +57,9 @@ CASES = {
     "DiagonalNormal": lambda: DiagonalNormal((3,), IMAGE, partial(ConvEncoder, channels=(5,), activation="tanh")),
     "DiagonalNormal as likelihood": lambda: DiagonalNormal(IMAGE, (3,), SMALL_CONV),
     "DiagonalNormal as hierarchical prior": lambda: DiagonalNormal((2,), (3,), Linear),
+    "FullNormal": lambda: FullNormal((3,), IMAGE, MLP8),
+    "LowRankNormal": lambda: LowRankNormal((3,), IMAGE, MLP8, rank=2),
+    "NormalMixture": lambda: NormalMixture((3,), IMAGE, MLP8, components=2),
     "Unconditional": lambda: Unconditional((3,), IMAGE),
     "ExactPosterior": lambda: ExactPosterior(PPCA((2, 3), 2)),
     "FamilyConditional laplace": lambda: FamilyConditional((3,), IMAGE, MLP8, "laplace"),
