@@ -10,10 +10,12 @@ usage: python run.py [VERB] [key=value ...]
 
 verbs
   train [key=value ...]         train, evaluate and report (the default verb)
+  train -m [key=a,b ...]        a grid: every combination, in one table with errors over seeds
   evaluate RUN [key=value ...]  score a run again: evaluation.particles=5000, say
   sample RUN [COUNT]            draw from a trained model into RUN/samples.npz
   resume RUN                    continue a run that was stopped, to the same end
   report RUN                    draw a run's pictures and page again
+  study NAME [key=value ...]    answer a question by several runs: study.* options, others as for train
   list                          every data set, model, prior, likelihood, guide, objective, net, optimizer
 
 parts, each chosen by a word (or an import path): data model prior likelihood guide objective encoder decoder optimizer
@@ -27,7 +29,7 @@ examples
 
 exit status: 0 done, 1 the run failed (what it had is kept), 2 a bad option, 130 or 143 stopped by a signal
 """
-VERBS = ("train", "evaluate", "sample", "resume", "report", "list")
+VERBS = ("train", "evaluate", "sample", "resume", "report", "study", "list")
 
 
 def main(arguments: list[str]) -> int:
@@ -52,23 +54,23 @@ def main(arguments: list[str]) -> int:
 
 def _guarded(verb: str, arguments: list[str]) -> int:
     """Dispatch, with a message and a status for everything that can be expected to go wrong."""
-    from inference.signals import Interrupted, deferred
+    from inference.signals import deferred
 
-    with deferred() as received:  # libraries half imported by an exception are left in no good order
+    with deferred() as pending:  # a library is imported whole or not at all
         from inference import experiment  # noqa: F401
         from inference.checkpoint import CheckpointError
         from inference.config import ConfigError
         from inference.data import DataError
         from inference.failures import out_of_memory
+        from inference.grid import GridError
         from inference.particles import StructureError
         from inference.trainer import Diverged
-    if received:
-        raise Interrupted(received[0])
+    pending.deliver()
     try:
         return _dispatch(verb, arguments)
     except (ConfigError, DataError, StructureError) as error:
         return _fail(2, str(error))
-    except (CheckpointError, Diverged) as error:
+    except (CheckpointError, Diverged, GridError) as error:
         return _fail(1, str(error))
     except BrokenPipeError:  # whoever read our output has had enough of it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -82,14 +84,14 @@ def _guarded(verb: str, arguments: list[str]) -> int:
 
 
 def _verb(arguments: list[str]) -> tuple[str, list[str]]:
-    if not arguments or "=" in arguments[0]:
+    if not arguments or "=" in arguments[0] or arguments[0] in ("-m", "--multirun"):
         return "train", arguments
     return arguments[0], arguments[1:]
 
 
 def _dispatch(verb: str, arguments: list[str]) -> int:
     from inference import experiment
-    from inference.config import ConfigError, load
+    from inference.config import ConfigError
     from inference.console import Console
 
     if verb == "list":
@@ -98,7 +100,12 @@ def _dispatch(verb: str, arguments: list[str]) -> int:
         _list()
         return 0
     if verb == "train":
-        experiment.train(load(arguments), Console())
+        _train(arguments)
+        return 0
+    if verb == "study":
+        from inference.studies import run_study
+
+        run_study(arguments, Console())
         return 0
     if not arguments or ("=" in arguments[0] and not Path(arguments[0]).is_dir()):
         raise ConfigError(f"{verb} needs the directory of a run: python run.py {verb} RUN")
@@ -119,14 +126,31 @@ def _dispatch(verb: str, arguments: list[str]) -> int:
     return 0
 
 
+def _train(arguments: list[str]) -> None:
+    from inference import experiment
+    from inference.config import load
+    from inference.console import Console
+    from inference.grid import grid
+
+    options = [argument for argument in arguments if argument not in ("-m", "--multirun")]
+    if len(options) < len(arguments):
+        grid(options, Console())
+    else:
+        experiment.train(load(options), Console())
+
+
 def _list() -> None:
     from inference.catalog import CATALOG, DEFAULTS, describe
+    from inference.studies import STUDIES
 
     for group, words in CATALOG.items():
         print(f"{group}")
         for word, factory in words.items():
             default = " (default)" if DEFAULTS.get(group) == word else ""
             print(f"  {word + default:<28} {describe(factory)}")
+    print("study")
+    for word, (_, run) in STUDIES.items():
+        print(f"  {word:<28} {describe(run)}")
 
 
 def _fail(status: int, message: str) -> int:

@@ -28,7 +28,7 @@ from inference.settings import Batching, Root
 STRUCTURAL: dict[str, tuple[str, ...]] = {
     "data": ("likelihood",),
     "model": ("event_shape", "prior", "likelihood"),
-    "prior": ("event_shape", "context_shape"),
+    "prior": ("event_shape", "context_shape", "data_shape"),
     "likelihood": ("event_shape", "context_shape", "net", "levels", "outputs"),
     "guide": ("event_shape", "context_shape", "net", "model"),
     "encoder": ("in_shape", "out_shape"),
@@ -129,6 +129,17 @@ def load(arguments: Iterable[str], recipe: Mapping[str, Any] | None = None) -> C
         config.section(section)
     _check_root(values)
     return config
+
+
+def settings_from(cls: type, section: str, arguments: Iterable[str]) -> Any:
+    """A settings dataclass from those ``section.key=value`` arguments that set its fields.
+
+    Raises:
+        ConfigError: an unknown key, or a value of another type.
+    """
+    values = OmegaConf.create({section: OmegaConf.structured(cls)})
+    _update(values, dict(_parse(argument) for argument in arguments))
+    return OmegaConf.to_object(values[section])
 
 
 def read_recipe(name: str) -> dict[str, Any]:

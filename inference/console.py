@@ -89,6 +89,24 @@ class Console:
         )
 
 
+class Quiet(Console):
+    """Says nothing: for runs inside a grid or a study, which speaks for them."""
+
+    @contextmanager
+    def training(self, words: Mapping[str, str], run: Progressing) -> Iterator[None]:
+        yield
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Callable[[int, int], None]]:
+        yield lambda done, total: None
+
+    def say(self, line: str) -> None:
+        pass
+
+    def finished(self, folder: Path, summary: Mapping[str, Any]) -> None:
+        pass
+
+
 def complain(message: str) -> None:
     """One line about what went wrong, on standard error."""
     print(f"lowerbound: {message}", file=sys.stderr, flush=True)

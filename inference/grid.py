@@ -4,9 +4,11 @@ import itertools
 import json
 import multiprocessing
 import os
+import shlex
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,12 @@ from hydra.errors import HydraException
 from inference.checkpoint import write_atomically
 from inference.config import ConfigError, load
 from inference.console import Console, Quiet
-from inference.table import Table, over_seeds
+from inference.study import Section, draw_grid, words_with_error, write_study
+from inference.table import COLUMNS, Table, over_seeds
+
+
+class GridError(RuntimeError):
+    """Some runs of a grid failed; the others are kept."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,48 @@ def expand(arguments: Sequence[str]) -> list[Point]:
     ]
 
 
+def grid(arguments: Sequence[str], console: Console) -> Path:
+    """Run the grid that the arguments span and write its page; returns the page's path.
+
+    ``run.dir`` names the grid's folder; ``grid.jobs`` how many runs go at a time, 0 for one per CPU core.
+
+    Raises:
+        ConfigError: a bad option, or no option with several values.
+    """
+    own, rest = split_arguments(arguments, ("run.dir", "grid.jobs"))
+    points = expand(rest)
+    labels = list(points[0].labels)
+    if not labels:
+        raise ConfigError("-m runs a grid: give some option several values, such as seed=0,1,2 or guide=diagonal,full")
+    jobs = own.get("grid.jobs", "0")
+    if not jobs.isdecimal():
+        raise ConfigError(f"grid.jobs={jobs} is not a number of processes; 0 takes one per core")
+    folder = Path(own.get("run.dir") or f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}-grid")
+    table, results = run_grid(points, folder, console, int(jobs))
+    failed = [result for result in results if result.get("error")]
+    page = write_study(
+        folder,
+        "A grid of runs",
+        [f"{len(points)} runs over {', '.join(labels)}. Mean ± standard error over seeds, in nats per held-out datum."],
+        [
+            Section("Results", table=words_with_error(table, COLUMNS), figures=draw_grid(table, labels, folder)),
+            *([Section("Failed", [f"{r['run']}: {r['error']}" for r in failed])] if failed else []),
+        ],
+        table,
+        f"python run.py -m {shlex.join(arguments)}",
+    )
+    console.say(f"table     {folder / 'table.csv'}\nreport    {page}")
+    if failed:
+        raise GridError(f"{len(failed)} of {len(points)} runs failed; the others are kept. {failed[0]['error']}")
+    return page
+
+
+def split_arguments(arguments: Sequence[str], keys: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Those arguments that set one of ``keys``, and the others."""
+    own = {a.partition("=")[0]: a.partition("=")[2] for a in arguments if a.partition("=")[0] in keys}
+    return own, [a for a in arguments if a.partition("=")[0] not in keys]
+
+
 def run_grid(points: Sequence[Point], folder: Path, console: Console, jobs: int = 0) -> tuple[Table, list[dict]]:
     """Train every point in a folder of its own and collect the results.
 
@@ -70,6 +119,7 @@ def run_grid(points: Sequence[Point], folder: Path, console: Console, jobs: int 
     for point in points:
         load(point.arguments)  # a bad option is found before anything is trained
     folder.mkdir(parents=True, exist_ok=True)
+    _remember(points, folder / "grid.json")
     jobs = min(jobs or os.cpu_count() or 1, len(points))
     results: list[dict[str, Any]] = [{} for _ in points]
     context = multiprocessing.get_context("spawn")
@@ -84,6 +134,18 @@ def run_grid(points: Sequence[Point], folder: Path, console: Console, jobs: int 
     write_atomically(folder / "table.csv", table.to_csv())
     write_atomically(folder / "table.json", table.to_json())
     return table, results
+
+
+def _remember(points: Sequence[Point], path: Path) -> None:
+    """Note what every folder holds, so that a later grid does not take another run's result for its own."""
+    known = json.loads(path.read_text()) if path.exists() else {}
+    for point in points:
+        if known.setdefault(point.name, list(point.arguments)) != list(point.arguments):
+            raise ConfigError(
+                f"run.dir={path.parent} holds {point.name} with other options ({' '.join(known[point.name])}); "
+                "choose another directory"
+            )
+    write_atomically(path, json.dumps(known, indent=1) + "\n")
 
 
 def run_point(point: Point, folder: Path) -> dict[str, Any]:

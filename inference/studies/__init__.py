@@ -1,0 +1,31 @@
+"""Studies by name: a question, the runs that answer it, and a page."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from inference.config import ConfigError, settings_from
+from inference.console import Console
+from inference.grid import split_arguments
+
+STUDIES: dict = {}
+
+
+def run_study(arguments: Sequence[str], console: Console) -> Path:
+    """Run ``NAME key=value ...``: ``study.*`` are the study's own options, the others those of its runs.
+
+    Raises:
+        ConfigError: no such study, or a bad option.
+    """
+    names = ", ".join(STUDIES)
+    if not arguments or arguments[0] not in STUDIES:
+        given = arguments[0] if arguments else "nothing"
+        raise ConfigError(f"study takes the name of one, got {given}; accepted: {names}")
+    settings_class, run = STUDIES[arguments[0]]
+    own, rest = split_arguments(arguments[1:], ("run.dir",))
+    options = [argument for argument in rest if argument.startswith("study.")]
+    settings = settings_from(settings_class, "study", options)
+    folder = Path(own.get("run.dir") or f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}-{arguments[0]}")
+    page = run([argument for argument in rest if argument not in options], settings, folder, console)
+    console.say(f"report    {page}")
+    return page
