@@ -132,7 +132,6 @@ def test_trained_guides_reach_them(model, x, name):
     assert elbo(model, core(x), x) == pytest.approx(best, abs=1e-4)
 
 
-@pytest.mark.row("1.3")
 def test_the_nodes_are_exact_for_quadratics():
     for dim in (1, 2, 3, 4, 7, 8, 20):
         points = nodes(dim)

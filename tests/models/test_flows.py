@@ -85,7 +85,6 @@ def test_density_integrates_to_one(name):
     assert (density - standard(2).log_prob(z).exp().reshape(501, 501)).abs().max() > 0.01
 
 
-@pytest.mark.row("4.35")
 @pytest.mark.parametrize("name", OURS)
 @pytest.mark.parametrize("context_dim", [0, 2])
 def test_starts_as_the_identity(name, context_dim):
