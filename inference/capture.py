@@ -1,0 +1,202 @@
+"""Runs Python code once and leaves a plain graph of tensor operations: Pyro's handlers are paid for a single time.
+
+What is left reads and writes the very tensors that the code did (parameters, buffers, annealed weights), so that
+changing one of them in place changes what the graph computes, and needs no second capture.
+"""
+
+import numbers
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import pyro
+import pyro.infer.trace_elbo
+import pyro.infer.trace_mean_field_elbo
+import pyro.infer.traceenum_elbo
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from inference.particles import validation
+
+aten = torch.ops.aten
+_FRESH = (aten.empty.memory_format, aten.new_empty.default, aten.empty_like.default)
+_REPLACEMENT = {aten.normal_.default: (aten.randn.default, 0.0), aten.uniform_.default: (aten.rand.default, 0.0)}
+_WAITING = (pyro.infer.trace_elbo, pyro.infer.trace_mean_field_elbo, pyro.infer.traceenum_elbo)
+
+
+class CannotCapture(RuntimeError):
+    """The code has no fixed graph of tensor operations; the message says why in one line."""
+
+
+class Captured(NamedTuple):
+    """A graph ``(*tensors, *args) -> outputs`` and the very tensors that the code read beside its arguments."""
+
+    graph: GraphModule
+    tensors: list[Tensor]
+
+
+def capture(function: Callable[..., Sequence[Tensor]], args: Sequence[Tensor], owners: Iterable[Any] = ()) -> Captured:
+    """The graph of ``function(*args)``. Random numbers and the owners' state are left as they were.
+
+    Args:
+        function: from tensors to tensors; it may take gradients on the way.
+        args: example arguments, whose shapes the graph keeps.
+        owners: modules and objects whose tensors and numbers the function may change.
+
+    Raises:
+        CannotCapture: the code waits for a tensor's value, has shapes that depend on one, differs from call to call,
+            or replaces an owner's tensor or number where it would have to write into a tensor.
+    """
+    owners = list(owners)
+    with _undone(owners) as held, _without_waits(), validation(False):
+        function(*args)  # what a program prepares in its first run is no part of the graph
+        first, second = (_trace(function, args) for _ in range(2))
+        if replaced := [name for space, name, value in held if space.get(name) is not value]:
+            raise CannotCapture(f"'{replaced[0]}' is replaced in each step; write into a tensor instead")
+    if first.code != second.code:
+        raise CannotCapture("its operations differ from call to call")
+    _refuse_dynamic_shapes(first)
+    _functional_noise(first)
+    return Captured(first, _lift(first))
+
+
+def constants(owners: Iterable[Any]) -> list[tuple[dict[str, Any], str]]:
+    """Where owners keep numbers and tensors that a graph takes as given: their dictionaries and names in them."""
+    return [(space, name) for space, name, _ in _held(owners, libraries=False)]
+
+
+def identities(places: Iterable[tuple[dict[str, Any], str]]) -> tuple[Any, ...]:
+    """What a graph took as given, for comparison: numbers by value; tensors by identity, their values may change."""
+    values = (space.get(name) for space, name in places)
+    return tuple(id(value) if isinstance(value, Tensor) else value for value in values)
+
+
+def _trace(function: Callable[..., Sequence[Tensor]], args: Sequence[Tensor]) -> GraphModule:
+    try:
+        return make_fx(function)(*args)
+    except NotImplementedError as error:
+        raise CannotCapture(_first_line(error) or "part of it is not implemented") from error
+    except RuntimeError as error:
+        if "data-dependent" in str(error) or "value out of a tracing tensor" in str(error):
+            raise CannotCapture(f"{_place(error)} needs a tensor's value on the host") from error
+        raise CannotCapture(_first_line(error)) from error
+
+
+def _lift(graph: GraphModule) -> list[Tensor]:
+    """Turn the tensors that a graph holds into its first inputs; returns them."""
+    first = next(iter(graph.graph.nodes))
+    tensors: list[Tensor] = []
+    inputs: dict[int, Node] = {}
+    for node in [n for n in graph.graph.nodes if n.op == "get_attr"]:
+        tensor = getattr(graph, node.target)
+        if id(tensor) not in inputs:
+            with graph.graph.inserting_before(first):
+                inputs[id(tensor)] = graph.graph.placeholder(f"lifted_{len(tensors)}")
+            tensors.append(tensor)
+        node.replace_all_uses_with(inputs[id(tensor)])
+        graph.graph.erase_node(node)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return tensors
+
+
+def _functional_noise(graph: GraphModule) -> None:
+    """``empty(...).normal_()`` becomes ``randn(...)``: the same numbers, in a form that compilers know."""
+    for node in list(graph.graph.nodes):
+        if node.target not in _REPLACEMENT or node.args[0].target not in _FRESH or len(node.args) > 1 or node.kwargs:
+            continue
+        value = node.meta["val"]
+        with graph.graph.inserting_before(node):
+            options = {"dtype": value.dtype, "device": value.device}
+            drawn = graph.graph.call_function(_REPLACEMENT[node.target][0], (list(value.shape),), options)
+        drawn.meta["val"] = value
+        node.args[0].replace_all_uses_with(drawn, delete_user_cb=lambda user, node=node: user is not node)
+        node.replace_all_uses_with(drawn)
+        graph.graph.erase_node(node)
+
+
+def _refuse_dynamic_shapes(graph: GraphModule) -> None:
+    for node in graph.graph.nodes:
+        tags = getattr(node.target, "tags", ())
+        masks = node.target is aten.index.Tensor and any(
+            isinstance(index, Node) and index.meta["val"].dtype in (torch.bool, torch.uint8) for index in node.args[1]
+        )
+        if masks or (torch.Tag.dynamic_output_shape in tags and node.target is not aten.index.Tensor):
+            raise CannotCapture(f"the shape that {node.target} gives depends on the values of a tensor")
+
+
+@contextmanager
+def _without_waits() -> Iterator[None]:
+    """Pyro's ELBOs without their looks at values: NaN is watched by whoever trains, and numbers stay tensors.
+
+    ``differentiable_loss`` of those in :data:`_WAITING` subtracts a number read off the device, for which the detached
+    tensor has the same value and gradient.
+    """
+    kept = {
+        "torch_item": lambda value: value.detach() if isinstance(value, Tensor) else value,
+        "warn_if_nan": lambda value, *args, **kw: value,
+    }
+    patches = [
+        mock.patch.object(module, name, stand_in)
+        for module in _WAITING
+        for name, stand_in in kept.items()
+        if hasattr(module, name)
+    ]
+    for patch in patches:
+        patch.start()
+    try:
+        yield
+    finally:
+        for patch in patches:
+            patch.stop()
+
+
+def _parts(owner: Any) -> Iterable[Any]:
+    if isinstance(owner, nn.Module):
+        return owner.modules()
+    return [owner] if hasattr(owner, "__dict__") else []
+
+
+def _held(owners: Iterable[Any], libraries: bool = True) -> list[tuple[dict[str, Any], str, Any]]:
+    """The tensors and numbers that owners hold, but for parameters: dictionary, name, value."""
+    spaces: list[dict[str, Any]] = []
+    for part in (part for owner in owners for part in _parts(owner)):
+        if not libraries and type(part).__module__.startswith("torch."):
+            continue
+        if isinstance(part, nn.Module):
+            spaces.append(part._buffers)
+        spaces.append(vars(part))
+    kinds = (Tensor, numbers.Number)
+    return [(s, k, v) for s in spaces for k, v in s.items() if isinstance(v, kinds) and not isinstance(v, nn.Parameter)]
+
+
+@contextmanager
+def _undone(owners: list[Any]) -> Iterator[list[tuple[dict[str, Any], str, Any]]]:
+    """Afterwards the owners' tensors and numbers, and the random number generators, are as they were."""
+    held = _held(owners)
+    copies = [value.detach().clone() if isinstance(value, Tensor) else None for _, _, value in held]
+    with torch.random.fork_rng():
+        try:
+            yield held
+        finally:
+            for (space, name, value), copy in zip(held, copies, strict=True):
+                space[name] = value
+                if copy is not None:
+                    value.data.copy_(copy)
+
+
+def _place(error: BaseException) -> str:
+    """The line of the program or of Pyro, not of torch below it, that raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    below = str(Path(torch.__file__).parent)
+    frame = [frame for frame in frames if not frame.filename.startswith(below)][-1]
+    return f"{Path(*Path(frame.filename).parts[-3:])}:{frame.lineno} ({frame.line})"
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,0 +1,231 @@
+"""Optimizers as plain arithmetic on tensors, the same as torch's own, so that a step can be one graph.
+
+The state stays where the optimizer keeps it and is written in place: a checkpoint of either kind of step continues
+under the other. What changes from step to step (learning rate, bias corrections) enters as a small tensor.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import pyro.optim
+import torch
+from pyro.optim.clipped_adam import ClippedAdam
+from torch import Tensor
+
+from inference.capture import CannotCapture
+from inference.engine import SharedOptimizer
+
+Group = dict[str, Any]
+
+
+class Rule(NamedTuple):
+    """How one kind of optimizer updates a parameter.
+
+    ``advance(group, t)`` gives the numbers of step t = 1, 2, ...; ``apply(p, gradient, slots, numbers, group)`` writes
+    into the parameter and its slots.
+    """
+
+    slots: tuple[str, ...]
+    refused: tuple[str, ...]  # options that must be off
+    advance: Callable[[Group, int], tuple[float, ...]]
+    apply: Callable[[Tensor, Tensor, list[Tensor], Tensor, Group], None]
+
+
+def _bias_corrected(group: Group, t: int) -> tuple[float, float, float]:
+    beta1, beta2 = group["betas"]
+    return group["lr"] / (1 - beta1**t), 1 / math.sqrt(1 - beta2**t), group["lr"]
+
+
+def _adam(p: Tensor, gradient: Tensor, slots: list[Tensor], numbers: Tensor, group: Group) -> None:
+    beta1, beta2 = group["betas"]
+    step_size, root_correction, rate = numbers.unbind()
+    if group.get("decoupled_weight_decay"):
+        p.mul_(1 - rate * group["weight_decay"])
+    else:
+        gradient = _decayed(gradient, p, group)
+    mean, square = slots
+    mean.mul_(beta1).add_(gradient, alpha=1 - beta1)
+    square.mul_(beta2).add_(gradient.square(), alpha=1 - beta2)
+    p.sub_(step_size * mean / (square.sqrt() * root_correction + group["eps"]))
+
+
+def _clipped_rate(group: Group, t: int) -> tuple[float]:
+    """Pyro's Adam lets the learning rate itself decay, and has no correction inside of its epsilon."""
+    group["lr"] *= group["lrd"]
+    beta1, beta2 = group["betas"]
+    return (group["lr"] * math.sqrt(1 - beta2**t) / (1 - beta1**t),)
+
+
+def _clipped_adam(p: Tensor, gradient: Tensor, slots: list[Tensor], numbers: Tensor, group: Group) -> None:
+    beta1, beta2 = group["betas"]
+    gradient = _decayed(gradient.clamp(-group["clip_norm"], group["clip_norm"]), p, group)
+    mean, square = slots
+    mean.mul_(beta1).add_(gradient, alpha=1 - beta1)
+    square.mul_(beta2).add_(gradient.square(), alpha=1 - beta2)
+    p.sub_(numbers[0] * mean / (square.sqrt() + group["eps"]))
+
+
+def _adamax(p: Tensor, gradient: Tensor, slots: list[Tensor], numbers: Tensor, group: Group) -> None:
+    beta1, beta2 = group["betas"]
+    gradient = _decayed(gradient, p, group)
+    mean, largest = slots
+    mean.mul_(beta1).add_(gradient, alpha=1 - beta1)
+    largest.copy_(torch.maximum(largest * beta2, gradient.abs() + group["eps"]))
+    p.sub_(numbers[0] * mean / largest)
+
+
+def _adagrad(p: Tensor, gradient: Tensor, slots: list[Tensor], numbers: Tensor, group: Group) -> None:
+    gradient = _decayed(gradient, p, group)
+    (total,) = slots
+    total.add_(gradient.square())
+    p.sub_(numbers[0] * gradient / (total.sqrt() + group["eps"]))
+
+
+def _sgd(p: Tensor, gradient: Tensor, slots: list[Tensor], numbers: Tensor, group: Group) -> None:
+    gradient = _decayed(gradient, p, group)
+    for momentum in slots:
+        momentum.mul_(group["momentum"]).add_(gradient, alpha=1 - group["dampening"])
+        gradient = momentum
+    p.sub_(numbers[0] * gradient)
+
+
+def _decayed(gradient: Tensor, p: Tensor, group: Group) -> Tensor:
+    return gradient + group["weight_decay"] * p if group["weight_decay"] else gradient
+
+
+_ADAM = Rule(("exp_avg", "exp_avg_sq"), ("amsgrad", "maximize"), _bias_corrected, _adam)
+RULES: dict[type, Rule] = {
+    torch.optim.Adam: _ADAM,
+    torch.optim.AdamW: _ADAM,
+    torch.optim.Adamax: Rule(
+        ("exp_avg", "exp_inf"), ("maximize",), lambda g, t: (g["lr"] / (1 - g["betas"][0] ** t),), _adamax
+    ),
+    torch.optim.Adagrad: Rule(
+        ("sum",), ("maximize",), lambda g, t: (g["lr"] / (1 + (t - 1) * g["lr_decay"]),), _adagrad
+    ),
+    torch.optim.SGD: Rule(("momentum_buffer",), ("maximize", "nesterov"), lambda g, t: (g["lr"],), _sgd),
+    ClippedAdam: Rule(("exp_avg", "exp_avg_sq"), ("centered_variance",), _clipped_rate, _clipped_adam),
+}
+
+
+class Slot(NamedTuple):
+    """One parameter with what its optimizer keeps of it."""
+
+    parameter: Tensor
+    group: Group
+    state: dict[str, Any]
+    rule: Rule
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Which of the rule's slots are in use; SGD without momentum has none."""
+        return tuple(name for name in self.rule.slots if self.state.get(name) is not None)
+
+
+class Update:
+    """The update of some parameters by their optimizer, from its state of this moment on.
+
+    Args:
+        optim: our optimizer over all parameters, or one of Pyro's, which has one for each.
+        parameters: those that have a gradient.
+
+    Raises:
+        CannotCapture: the optimizer, or an option of it, has no rule here.
+    """
+
+    def __init__(self, optim: pyro.optim.PyroOptim, parameters: Iterable[Tensor]) -> None:
+        self.clip: float | None = getattr(optim, "gradient_clip", None)
+        self._optimizers = optimizers_of(optim)
+        self._states = [optimizer.state for optimizer in self._optimizers]
+        homes = {id(p): (o, group) for o in self._optimizers for group in o.param_groups for p in group["params"]}
+        self.slots = [_slot(p, *homes[id(p)]) for p in parameters]
+        if not self.slots:
+            raise CannotCapture("no parameter has a gradient")
+        self._groups = list({id(slot.group): slot.group for slot in self.slots}.values())
+        self._rows = [next(i for i, g in enumerate(self._groups) if g is slot.group) for slot in self.slots]
+        counts = [slot.state.get("step", 0) for slot in self.slots]
+        self._steps = [int(counts[self._rows.index(row)]) for row in range(len(self._groups))]
+        self.counters = [count for count in counts if isinstance(count, Tensor)]
+        self._counting = [slot.state for slot in self.slots if type(slot.state.get("step")) is int]
+        self.tensors = [slot.state[name] for slot in self.slots for name in slot.names]
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        """Shape of what :meth:`advance` gives."""
+        width = len(self.slots[0].rule.advance({**self._groups[0], "lrd": 1}, 1))
+        return len(self._groups), width
+
+    @property
+    def options(self) -> list[Group]:
+        """The options of each group but for its learning rate."""
+        return [{k: v for k, v in group.items() if k not in ("params", "lr", "initial_lr")} for group in self._groups]
+
+    @property
+    def current(self) -> bool:
+        """Whether the optimizers still keep their state where they did; loading a checkpoint moves it."""
+        return all(o.state is state for o, state in zip(self._optimizers, self._states, strict=True))
+
+    def advance(self, done: int) -> list[tuple[float, ...]]:
+        """The numbers of the step after ``done`` more, a row for each of the optimizer's groups."""
+        for state in self._counting:
+            state["step"] += 1
+        rule = self.slots[0].rule
+        return [rule.advance(group, t + done + 1) for group, t in zip(self._groups, self._steps, strict=True)]
+
+    def apply(
+        self,
+        parameters: Iterable[Tensor],
+        gradients: Iterable[Tensor],
+        tensors: Iterable[Tensor],
+        counters: Iterable[Tensor],
+        numbers: Tensor,
+        batch_size: int,
+    ) -> None:
+        """Write one step into tensors that stand for the parameters, :attr:`tensors` and :attr:`counters`.
+
+        Args:
+            parameters: in the order of :attr:`slots`.
+            gradients: sums over ``batch_size`` data.
+            tensors: state.
+            counters: numbers of steps done.
+            numbers: what :meth:`advance` gave, ``(groups, numbers)``.
+            batch_size: data in the batch; what a limit on the gradient is multiplied by.
+        """
+        gradients, rest = list(gradients), iter(tensors)
+        if self.clip is not None:
+            gradients = _clipped(gradients, self.clip * batch_size)
+        for p, gradient, slot, row in zip(parameters, gradients, self.slots, self._rows, strict=True):
+            slot.rule.apply(p, gradient, [next(rest) for _ in slot.names], numbers[row], slot.group)
+        for counter in counters:
+            counter.add_(1)
+
+
+def optimizers_of(optim: pyro.optim.PyroOptim) -> list[torch.optim.Optimizer]:
+    """The torch optimizers inside one of Pyro's, which makes them when it first sees their parameters.
+
+    Raises:
+        CannotCapture: it clips gradients in its own way.
+    """
+    if isinstance(optim, SharedOptimizer):
+        return [optim.optimizer]
+    if any(clip is not None for clip in optim.grad_clip.values()):
+        raise CannotCapture("clip_args of a Pyro optimizer have no rule; use SharedOptimizer(gradient_clip=...)")
+    return [getattr(each, "optimizer", each) for each in optim.optim_objs.values()]
+
+
+def _slot(parameter: Tensor, optimizer: torch.optim.Optimizer, group: Group) -> Slot:
+    kind = type(optimizer)
+    if kind not in RULES:
+        raise CannotCapture(f"{kind.__name__} has no rule; those with one: {', '.join(k.__name__ for k in RULES)}")
+    rule = RULES[kind]
+    if refused := [option for option in rule.refused if group.get(option)]:
+        raise CannotCapture(f"{kind.__name__} with {refused[0]} has no rule")
+    return Slot(parameter, group, optimizer.state[parameter], rule)
+
+
+def _clipped(gradients: list[Tensor], largest: float) -> list[Tensor]:
+    """As :func:`torch.nn.utils.clip_grad_norm_`."""
+    norm = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()
+    factor = (largest / (norm + 1e-6)).clamp(max=1.0)
+    return [gradient * factor for gradient in gradients]
