@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import pyro.distributions as dist
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.conditional import Conditional, NetFactory
 from models.nets import stacked_shape
@@ -115,3 +115,8 @@ class Unconditional(LearnedNormal):
         event_shape: shape of one latent.
         context_shape: shape of one datum, which is ignored.
     """
+
+    def for_each(self, num_data: int) -> None:
+        """Hold a normal for each of ``num_data`` data from now on, all starting as the one: for local inference."""
+        self.loc = nn.Parameter(self.loc.detach().expand(num_data, *self.event_shape).clone())
+        self.log_scale = nn.Parameter(self.log_scale.detach().expand(num_data, *self.event_shape).clone())

@@ -37,7 +37,7 @@ def elbo_terms(model: Program, guide: Program, x: Tensor, num_samples: int = 1) 
 
     The KL is exact where it has a closed form and averaged over the ``num_samples`` draws where not.
     """
-    nesting = guess_max_plate_nesting(model, guide, x[:1]) if num_samples > 1 else 1
+    nesting = guess_max_plate_nesting(model, guide, x) if num_samples > 1 else 1
     draws = particles(model, guide, x, num_samples, max_plate_nesting=nesting)
     kl, estimator = _kl(draws)
     return Terms(draws.log_likelihood.mean(0), kl.mean(0), estimator)

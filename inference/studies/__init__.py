@@ -1,14 +1,19 @@
 """Studies by name: a question, the runs that answer it, and a page."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from inference.config import ConfigError, settings_from
 from inference.console import Console
 from inference.grid import split_arguments
+from inference.studies.families import FamiliesSettings, families
 
-STUDIES: dict = {}
+Study = Callable[[list[str], Any, Path, Console], Path]
+STUDIES: dict[str, tuple[type, Study]] = {
+    "families": (FamiliesSettings, families),
+}
 
 
 def run_study(arguments: Sequence[str], console: Console) -> Path:
