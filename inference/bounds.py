@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inference.frozen import frozen
+from inference.frozen import held
 from inference.gradients import GradientEstimator, with_gradient
 from inference.objectives import IWAE, Objective, log_mean_exp
 from inference.particles import Particles, Program
@@ -161,7 +161,7 @@ class PIWAE(IWAE):
         self.guide_target.prepare(event_shape)
 
     def estimate(self, model: Program, guide: Program, *args: Any, **kw: Any) -> tuple[Tensor, Particles]:
-        for_guide = self.guide_target.bound(frozen(model, "model"), guide, *args, **kw)
+        for_guide = held(model, lambda: self.guide_target.bound(model, guide, *args, **kw), "model")
         draws = self.drawing(model, guide, *args, **kw)(detach_draws=True)
         for_model = self.from_particles(replace(draws, log_q=draws.log_q.detach()))
         return with_gradient(for_model, for_model + for_guide), draws

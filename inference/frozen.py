@@ -1,7 +1,9 @@
-"""Programs with a part of their gradient taken out: parameters held constant, or draws held constant."""
+"""Gradients with a part taken out: through a program's parameters, or through its draws."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
+import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import nn
@@ -9,20 +11,24 @@ from torch.func import functional_call
 
 from inference.structure import Program, StructureError
 
+Result = TypeVar("Result")
 
-def frozen(program: Program, what: str = "guide") -> Program:
-    """The same program with its parameters as constants; gradients still flow through its arguments and draws.
 
-    Nothing about the program is changed meanwhile: it runs once on detached copies of its parameters, so that any
-    module will do, one with flows too.
+def held(program: Program, function: Callable[[], Result], what: str = "guide") -> Result:
+    """``function()``, with the parameters of ``program`` as constants as long as it runs.
+
+    Gradients still flow through whatever else there is, arguments and draws. Everything that reads the parameters has
+    to happen inside: a flow reads them when its density is asked for, not when it is made. The module itself is not
+    changed; it sees detached copies, so that any module will do.
 
     Args:
         program: a module that holds its parameters.
+        function: runs it and scores what it draws.
         what: what to call it in an error.
 
     Raises:
         StructureError: its parameters cannot be told from the rest of it, or dropout would make it another program
-            every time it is run.
+            every time it is run, or it cannot score values that it did not just draw.
     """
     if not isinstance(program, nn.Module):
         raise StructureError(f"to hold the {what}'s parameters constant it has to be an nn.Module that owns them")
@@ -31,14 +37,38 @@ def frozen(program: Program, what: str = "guide") -> Program:
             f"the {what} has dropout, so that it is another program each time it is run; leave the dropout out, or use "
             "a gradient that runs it once, such as gradient=reparameterized"
         )
-    constants = {name: parameter.detach() for name, parameter in program.named_parameters()}
-
-    def run(*args: Any, **kw: Any) -> Any:
+    constants = {f"program.{name}": parameter.detach() for name, parameter in program.named_parameters()}
+    _forget(program)
+    try:
         # Pyro's optimizers learn of parameters by param sites; those of the copies are none of theirs.
         with poutine.block(hide_types=["param"]):
-            return functional_call(program, constants, args, kw)
+            return functional_call(_Calling(program, function), constants, ())
+    except (KeyError, NotImplementedError) as error:
+        raise StructureError(
+            f"the {what} cannot score draws under other gradients than they were drawn with ({error}); "
+            "use a flow with an inverse, or gradient=reparameterized"
+        ) from error
+    finally:
+        _forget(program)
 
-    return run
+
+class _Calling(nn.Module):
+    """A function, as a module that owns the program it runs."""
+
+    def __init__(self, program: nn.Module, function: Callable[[], Any]) -> None:
+        super().__init__()
+        self.program, self.function = program, function
+
+    def forward(self) -> Any:
+        return self.function()
+
+
+def _forget(program: nn.Module) -> None:
+    """Empty the caches in which Pyro's transforms keep their latest draw, and with it the gradients of another run."""
+    for transform in program.modules():
+        if isinstance(transform, torch.distributions.Transform):
+            for name in [name for name in vars(transform) if name.startswith("_cached_")]:
+                setattr(transform, name, (None, None) if name == "_cached_x_y" else None)
 
 
 class DetachedDraws(Messenger):

@@ -20,7 +20,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from inference.closed_form import closed_form_kl
-from inference.frozen import DetachedDraws, frozen
+from inference.frozen import DetachedDraws, held
 from inference.structure import Program, Site, StructureError, check_pairing, data_plate
 
 Through = Callable[[Tensor, int], Tensor]  # of a draw and the number of its event dimensions
@@ -153,14 +153,15 @@ def particles(
     check_pairing(q_sites, latents, observed)
     num_data, data_scale = data_plate(q_sites, p_sites)
     shape = torch.Size((num_particles, num_data))
-    scoring_q = q_sites
-    if detach_guide:
-        constant = poutine.replay(plate(frozen(guide)), trace=scored)
-        scoring_q = _sample_sites(poutine.trace(constant).get_trace(x, *args, **kw))
+
+    def score_again() -> Tensor:
+        again = poutine.trace(poutine.replay(plate(guide), trace=scored)).get_trace(x, *args, **kw)
+        return _total(_sample_sites(again), shape)
+
     return Particles(
         log_likelihood=_total(observed, shape),
         log_prior=_total(latents, shape),
-        log_q=_total(scoring_q, shape),
+        log_q=held(guide, score_again) if detach_guide else _total(q_sites, shape),
         latents={
             n: Latent(s["value"], q_sites[n]["fn"], s["fn"], q_sites[n]["mask"], s["mask"]) for n, s in latents.items()
         },
