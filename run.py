@@ -42,14 +42,15 @@ def main(arguments: list[str]) -> int:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         return _fail(2, f"{verb!r} is neither a verb ({', '.join(VERBS)}) nor key=value{hint}; see run.py --help")
-    from inference.signals import Interrupted, ignored, raised
+    from inference.signals import Interrupted, how_to_resume, ignored, raised
 
     try:
         with raised():
             return _guarded(verb, rest)
     except Interrupted as stop:
         with ignored():
-            return _fail(128 + stop.signum, str(stop))
+            again = f". {how_to_resume(rest[0])}" if verb == "resume" and rest else ""
+            return _fail(128 + stop.signum, str(stop) + again)
 
 
 def _guarded(verb: str, arguments: list[str]) -> int:

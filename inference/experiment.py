@@ -4,6 +4,7 @@ import json
 import math
 import os
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from inference.failures import one_line
 from inference.log import read_rows
 from inference.particles import generate
 from inference.rundir import choose_folder, expect_run, locked, make_folder, read_summary, refuse_used, resumable
+from inference.signals import Pending, deferred
 from inference.trainer import Trainer, load_programs
 
 VALIDATION_DATA = 1000  # validation data scored along the training
@@ -55,19 +57,23 @@ def train(config: Config, console: Console) -> Path:
 def resume(folder: Path, console: Console) -> Path:
     """Continue a run from its last checkpoint to its end, as if it had not stopped."""
     setup = _reopen(folder)
-    with locked(folder), resumable(folder):
-        trainer = _trainer(setup, folder, console)
-        if checkpoint.exists(folder / "checkpoint"):
-            trainer.restore()
-        elif read_rows(folder / "metrics.jsonl"):
-            raise CheckpointError(f"{folder / 'checkpoint'} is gone, although the run was under way; train again")
-        else:  # stopped between its configuration and its first checkpoint
-            start_from_data(setup)
-        if _is_finished(folder, trainer):
-            console.say(f"finished  nothing is left to do in {folder}; its report is {folder / 'report.html'}")
-        else:
-            _fit_and_finish(setup, folder, trainer, console)
+    with locked(folder):
+        _resume(setup, folder, console)
     return folder
+
+
+def _resume(setup: Setup, folder: Path, console: Console) -> None:
+    trainer = _trainer(setup, folder, console)
+    if checkpoint.exists(folder / "checkpoint"):
+        trainer.restore()
+    elif read_rows(folder / "metrics.jsonl"):
+        raise CheckpointError(f"{folder / 'checkpoint'} is gone, although the run was under way; train again")
+    else:  # stopped between its configuration and its first checkpoint
+        start_from_data(setup)
+    if _is_finished(folder, trainer):
+        console.say(f"finished  nothing is left to do in {folder}; its report is {folder / 'report.html'}")
+    else:
+        _fit_and_finish(setup, folder, trainer, console)
 
 
 def reevaluate(folder: Path, arguments: list[str], console: Console) -> dict[str, Any]:
@@ -83,8 +89,13 @@ def report(folder: Path, console: Console) -> Path:
     expect_run(folder)
     summary = read_summary(folder)
     setup, _ = _trained(folder, [])
-    with locked(folder):
+    with locked(folder), deferred():
         return _write_report(setup, folder, summary)
+
+
+def open_run(folder: Path) -> Setup:
+    """A trained run's data, model and guide, with the parameters of its checkpoint."""
+    return _trained(folder, [])[0]
 
 
 def sample(folder: Path, count: int, arguments: list[str]) -> Path:
@@ -154,18 +165,28 @@ def _finish(setup: Setup, folder: Path, trainer: Trainer, console: Console) -> d
     x, _ = held_out(setup.source("test"), settings.data, seed)
     dequantized = dataset.kind == "grey" and setup.representation == "real"
     log_levels = math.log(dataset.levels) if dequantized and dataset.levels else 0.0
-    with console.stage("scoring held-out data") as progress:
-        numbers, _ = evaluate(setup.model, setup.guide, x, settings, seed, log_levels, progress)
-    summary = {**numbers, **_about_training(trainer), **_about_setup(setup)}
-    write_atomically(folder / "summary.json", json.dumps(_jsonable(summary), indent=1) + "\n")
-    with console.stage("posterior draws and report"):
-        with evaluating(setup.model, setup.guide, seed=seed):
-            write_posterior(
-                folder / "posterior.nc", setup.model, setup.guide, x[: settings.posterior_data], settings.draws
-            )
-        _write_report(setup, folder, summary)
+    with deferred() as pending:
+        with console.stage("scoring held-out data") as progress:
+            watch = _interruptible(progress, pending)
+            numbers, _ = evaluate(setup.model, setup.guide, x, settings, seed, log_levels, watch)
+        summary = {**numbers, **_about_training(trainer), **_about_setup(setup)}
+        write_atomically(folder / "summary.json", json.dumps(_jsonable(summary), indent=1) + "\n")
+        pending.deliver()
+        with console.stage("posterior draws and report"):
+            with evaluating(setup.model, setup.guide, seed=seed):
+                posterior_x = x[: settings.posterior_data]
+                write_posterior(folder / "posterior.nc", setup.model, setup.guide, posterior_x, settings.draws)
+            _write_report(setup, folder, summary)
     console.finished(folder, summary)
     return summary
+
+
+def _interruptible(progress: Callable[[int, int], None], pending: Pending) -> Callable[[int, int], None]:
+    def on_progress(done: int, total: int) -> None:
+        pending.deliver()
+        progress(done, total)
+
+    return on_progress
 
 
 def _write_report(setup: Setup, folder: Path, summary: dict[str, Any]) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 
 from inference.checkpoint import CheckpointError
 from inference.config import Config, ConfigError
-from inference.signals import Interrupted
+from inference.signals import Interrupted, how_to_resume
 
 
 def choose_folder(config: Config) -> Path:
@@ -103,8 +103,3 @@ def read_summary(folder: Path) -> dict[str, Any]:
     except ValueError:
         pass
     raise CheckpointError(f"{path} is damaged. Try: python run.py evaluate {shlex.quote(str(folder))}")
-
-
-def how_to_resume(folder: Path) -> str:
-    """The command that goes on with a run."""
-    return f"Continue with: python run.py resume {shlex.quote(str(folder))}"

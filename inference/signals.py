@@ -1,5 +1,6 @@
-"""SIGTERM and SIGINT: put off where a step must be finished, an exception everywhere else."""
+"""SIGTERM and SIGINT: put off where something must be finished, an exception everywhere else."""
 
+import shlex
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,20 @@ class Interrupted(KeyboardInterrupt):
         return f"stopped by {signal.Signals(self.signum).name}{self.what}"
 
 
+def how_to_resume(folder: object) -> str:
+    """The command that goes on with a run, in words."""
+    return f"Continue with: python run.py resume {shlex.quote(str(folder))}"
+
+
+class Pending(list[int]):
+    """Signals that have arrived and wait."""
+
+    def deliver(self, what: str = "") -> None:
+        """Raise :class:`Interrupted` for the first of them, if there is one."""
+        if self:
+            raise Interrupted(self[0], what)
+
+
 @contextmanager
 def raised() -> Iterator[None]:
     """Raises :class:`Interrupted` when a signal arrives, so that everything on the way out is left in order."""
@@ -42,17 +57,20 @@ def raised() -> Iterator[None]:
 
 
 @contextmanager
-def deferred() -> Iterator[list[int]]:
-    """Collects the signals that arrive in the list it yields; a second SIGINT interrupts at once."""
-    received: list[int] = []
+def deferred() -> Iterator[Pending]:
+    """Collects the signals that arrive in the list it yields; a second SIGINT interrupts at once.
+
+    An exception out of nowhere would be lost in some callback of a library, or leave its file half made.
+    """
+    pending = Pending()
 
     def handle(signum: int, frame: FrameType | None) -> None:
-        if received and signum == signal.SIGINT:
+        if pending and signum == signal.SIGINT:
             raise Interrupted(signum)
-        received.append(signum)
+        pending.append(signum)
 
     with _handled_by(handle):
-        yield received
+        yield pending
 
 
 @contextmanager

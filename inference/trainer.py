@@ -21,7 +21,7 @@ from inference.log import append_row, drop_rows_after
 from inference.objectives import Objective
 from inference.particles import StructureError, first_non_finite_site, validation
 from inference.schedules import SCHEDULES
-from inference.signals import Interrupted, deferred
+from inference.signals import deferred
 
 DEFAULT_STEPS = 15_000
 
@@ -132,17 +132,16 @@ class Trainer:
             self.check()
             self.save()
         last_save = time.monotonic()
-        with deferred() as received, validation(False), _own_watch():
+        with deferred() as pending, validation(False), _own_watch():
             self._clock = time.monotonic()
             while self.step < self.total_steps:
                 for x in self.batches:
                     self.take_step(x)
                     self._log()
-                    if received or time.monotonic() - last_save > self.settings.checkpoint_seconds:
+                    if pending or time.monotonic() - last_save > self.settings.checkpoint_seconds:
                         self.save()
                         last_save = self._clock = time.monotonic()
-                    if received:
-                        raise Interrupted(received[0], f" after step {self.step:,}; the checkpoint is written")
+                    pending.deliver(f" after step {self.step:,}; the checkpoint is written")
                     if self.step >= self.total_steps:
                         break
         self.save()
