@@ -10,6 +10,7 @@ from torch import Tensor
 
 from models.conditional import Conditional, NetFactory
 from models.families import FAMILIES, families_inside, find, region
+from models.vamp import Aggregate
 
 
 class FamilyConditional(Conditional):
@@ -70,9 +71,12 @@ def _elsewhere(family: str) -> str:
 
 
 def _support_of_prior(model: Any) -> constraints.Constraint | None:
-    """None for a program of its own, or a hierarchy: the first step scores its draws with all checks on."""
+    """None for a program of its own, or a hierarchy: the first step scores its draws with all checks on.
+
+    None, too, for a prior that is made of this very family.
+    """
     prior = getattr(model, "prior", None)
-    if not isinstance(prior, Conditional) or prior.context_shape:
+    if not isinstance(prior, Conditional) or prior.context_shape or isinstance(prior, Aggregate):
         return None
     try:
         with torch.no_grad():

@@ -61,6 +61,7 @@ def assemble(config: Config) -> Setup:
     config = config.complete(dataset.default_likelihood)
     model = _model(config, dataset)
     guide = _guide(config, dataset, model)
+    _introduce(config, model, guide)
     support = getattr(getattr(model, "likelihood", model), "support", "real")
     representation = representation_for(dataset, support, dataset.observed_levels)
     objective = _objective(config, dataset, device)
@@ -71,17 +72,16 @@ def assemble(config: Config) -> Setup:
 def start_from_data(setup: Setup) -> None:
     """Let the nets start at the mean of the training data: encoders centred on it, the likelihood predicting it.
 
-    The likelihood's part is the recipe of Burda et al. (2016, section 5).
+    The likelihood's part is the recipe of Burda et al. (2016, section 5). Priors made of data take theirs here.
     """
     source = setup.source("train")
     x = source.fixed(torch.arange(min(len(source), INITIAL_DATA)))
     mean = x.mean(0)
     for net in setup.guide.modules():
         if hasattr(net, "center_input") and net.in_shape == mean.shape:
-            net.center_input(mean)
-    initialize = getattr(getattr(setup.model, "likelihood", None), "initialize", None)
-    if initialize is not None:
-        initialize(x)
+            net.center_input(mean)  # type: ignore[operator]
+    for part in setup.model.modules():
+        getattr(part, "initialize", lambda x: None)(x)
 
 
 def find_device(name: str) -> torch.device:
@@ -137,7 +137,7 @@ def _model(config: Config, dataset: Dataset) -> nn.Module:
         "model",
         nn.Module,
         event_shape=dataset.shape,
-        prior=lambda shape: _build(config, "prior", nn.Module, event_shape=shape),
+        prior=lambda shape: _build(config, "prior", nn.Module, event_shape=shape, data_shape=dataset.shape),
         likelihood=lambda shape, context: _build(
             config, "likelihood", nn.Module, event_shape=shape, context_shape=context, net=decoder, levels=levels
         ),
@@ -169,6 +169,20 @@ def _guide(config: Config, dataset: Dataset, model: nn.Module) -> nn.Module:
         model=model,
     )
     return Amortized(core) if isinstance(core, Conditional) else core
+
+
+def _introduce(config: Config, model: nn.Module, guide: nn.Module) -> None:
+    """Show q(z|x) to those parts of the model that are made of it."""
+    for look_through in [getattr(part, "look_through", None) for part in model.modules()]:
+        if look_through is None:
+            continue
+        words = f"prior={config.words.get('prior')} with guide={config.words['guide']}"
+        if not isinstance(guide, Amortized):
+            raise ConfigError(f"{words}: the prior is made of one q(z|x), and this guide is none")
+        try:
+            look_through(guide.core)
+        except ValueError as error:
+            raise ConfigError(f"{words}: {one_line(error)}") from error
 
 
 def _net(config: Config, group: str) -> Callable[..., Any]:

@@ -24,7 +24,7 @@ from inference.infovae import InfoVAE
 from inference.objectives import ELBO, IWAE
 from inference.thermodynamic import TVO
 from inference.wake_sleep import WakeSleep
-from models import likelihoods, nets, priors
+from models import flow_prior, likelihoods, nets, priors, vamp
 from models.families import FamilyPrior
 from models.hierarchical import TwoLayerModel
 from models.latent import LatentVariableModel
@@ -107,7 +107,18 @@ CATALOG: dict[str, dict[str, Factory]] = {
         "file": datasets.file,
     },
     "model": {"composed": composed, "ppca": PPCA, "two_layer": two_layer},
-    "prior": {"standard": priors.StandardNormal, "normal": priors.LearnedNormal, "family": FamilyPrior},
+    "prior": {
+        "standard": priors.StandardNormal,
+        "normal": priors.LearnedNormal,
+        "mixture": priors.MixturePrior,
+        "vamp": vamp.VampPrior,
+        "aggregated": vamp.AggregatedPosterior,
+        "realnvp": flow_prior.CouplingPrior,
+        "maf": flow_prior.AutoregressivePrior,
+        "iaf": flow_prior.InverseAutoregressivePrior,
+        "spline": flow_prior.SplinePrior,
+        "family": FamilyPrior,
+    },
     "likelihood": {
         "bernoulli": likelihoods.Bernoulli,
         "gaussian": likelihoods.FixedGaussian,

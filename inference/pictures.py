@@ -1,12 +1,14 @@
 """What the report's pictures show, computed from model, guide and held-out data."""
 
-import math
+from typing import Any
 
 import numpy as np
 import torch
+from pyro.distributions import Normal
 from torch import Tensor
 
 from inference.assemble import Setup
+from inference.closed_form import factors
 from inference.diagnostics import kl_per_dimension, posterior_means
 from inference.evaluate import evaluating, held_out
 from inference.figures import Gallery
@@ -51,10 +53,24 @@ def _manifold(setup: Setup, prior: dict[str, Tensor]) -> np.ndarray | None:
     name, z = next(iter(prior.items()))
     u = (torch.arange(MANIFOLD_SIDE, dtype=z.dtype, device=z.device) + 0.5) / MANIFOLD_SIDE
     across, down = torch.meshgrid(u, u.flip(0), indexing="xy")
-    codes = math.sqrt(2) * torch.erfinv(2 * torch.stack([across, down], dim=-1) - 1)  # (g, g, 2)
+    codes = _quantiles(setup.model, torch.stack([across, down], dim=-1))  # (g, g, 2)
+    if codes is None:
+        return None
     like = z.new_zeros(MANIFOLD_SIDE**2, *setup.dataset.shape)
     means = decode(setup.model, {name: codes.reshape(-1, 2)}, like).mean  # (g * g, *shape)
     return _numpy(means).reshape(MANIFOLD_SIDE, MANIFOLD_SIDE, *setup.dataset.shape)
+
+
+def _quantiles(model: Any, u: Tensor) -> Tensor | None:
+    """The prior's quantiles at the levels u, those of N(0, I) for a program without a part for it.
+
+    None for a prior that has none: one with dependent entries, or a family that does not know them.
+    """
+    p = factors(model.prior()) if hasattr(model, "prior") else Normal(torch.zeros_like(u), 1.0)
+    try:
+        return None if p is None else p.icdf(u)
+    except NotImplementedError:
+        return None
 
 
 def _flat(latents: dict[str, Tensor]) -> Tensor:

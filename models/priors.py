@@ -1,5 +1,6 @@
-"""Gaussian priors p(z); the flexible ones have files of their own."""
+"""Priors p(z) made of normals; those made of a guide or of a flow have files of their own."""
 
+import math
 from collections.abc import Sequence
 
 import pyro.distributions as dist
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 import models.distributions  # noqa: F401  (registers the divergence of a full-covariance guide from these priors)
 from models.conditional import Conditional
+from models.normal_mixture import mixture_of
 
 
 class StandardNormal(Conditional):
@@ -48,3 +50,28 @@ class LearnedNormal(Conditional):
 
     def forward(self, *context: Tensor) -> dist.Distribution:
         return dist.Normal(self.loc, self.log_scale.exp()).to_event(len(self.event_shape))
+
+
+class MixturePrior(Conditional):
+    """A mixture of diagonal normals with learned weights, means and standard deviations.
+
+    The means start at random, drawn from N(0, I / 2), and all variances at 1/2: averaged over these draws, the
+    mixture starts as N(0, I).
+
+    Args:
+        event_shape: shape of one latent.
+        context_shape: shape of a context to ignore, where one is given.
+        components: number of components.
+    """
+
+    def __init__(self, event_shape: Sequence[int], context_shape: Sequence[int] = (), components: int = 10) -> None:
+        super().__init__(event_shape, context_shape)
+        if components < 1:
+            raise ValueError(f"components must be at least 1, got {components}")
+        self.logits = nn.Parameter(torch.zeros(components))
+        self.loc = nn.Parameter(torch.randn(components, *self.event_shape) / math.sqrt(2))
+        self.log_scale = nn.Parameter(torch.full((components, *self.event_shape), -math.log(2) / 2))
+
+    def forward(self, *context: Tensor) -> dist.Distribution:
+        parts = dist.Normal(self.loc, self.log_scale.exp()).to_event(len(self.event_shape))
+        return mixture_of(parts, self.logits)
