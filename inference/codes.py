@@ -1,0 +1,110 @@
+"""From data to grids of codes, how the codes are used, and priors fitted to them."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from inference.particles import Program, StructureError, encode
+from models.tokens import TokenPrior
+from models.vq import HardCodes
+
+
+@torch.no_grad()
+def encode_tokens(guide: Program, x: Tensor, site: str = "z", chunk: int = 1024) -> Tensor:
+    """The codes that a quantizing guide gives data ``(N, *event_shape)``: whole numbers ``(N, H, W)``.
+
+    Raises:
+        StructureError: the guide does not quantize that site.
+    """
+    return torch.cat([_codes(guide, some, site) for some in x.split(chunk)])
+
+
+def _codes(guide: Program, x: Tensor, site: str) -> Tensor:
+    q = encode(guide, x).get(site)
+    if not isinstance(q, HardCodes):
+        raise StructureError(f"the guide quantizes no site '{site}'; use guide=quantized")
+    return q.codes
+
+
+@dataclass(frozen=True)
+class CodeUsage:
+    """How often each code occurs over a whole data set; a batch would show fewer codes than are in use."""
+
+    counts: Tensor  # (K,)
+    places: int  # codes in a grid
+
+    @property
+    def entropy(self) -> float:
+        """Of a code at a random place of a random datum, in nats; at most log K."""
+        p = self.counts.double() / self.counts.sum()
+        return float(-torch.special.xlogy(p, p).sum())
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the entropy: between 1 and K, K where all codes are used alike."""
+        return math.exp(self.entropy)
+
+    @property
+    def used(self) -> int:
+        """Number of codes that occur at all."""
+        return int((self.counts > 0).sum())
+
+    @property
+    def bits_per_image(self) -> float:
+        """Bits to send a grid by an entropy code that knows how often each code occurs, and no more."""
+        return self.places * self.entropy / math.log(2)
+
+    @property
+    def fixed_bits_per_image(self) -> float:
+        """Bits to send a grid of equally long numbers, H W log2 K: the KL of a uniform prior, in bits."""
+        return self.places * math.log2(len(self.counts))
+
+
+def code_usage(tokens: Tensor, codes: int) -> CodeUsage:
+    """Counts the codes of a data set's tokens ``(N, H, W)``."""
+    return CodeUsage(torch.bincount(tokens.reshape(-1), minlength=codes), math.prod(tokens.shape[1:]))
+
+
+@torch.no_grad()
+def token_nll(prior: TokenPrior, tokens: Tensor, context: Tensor | None = None, chunk: int = 1024) -> Tensor:
+    """-log p(tokens), or given their contexts, of each of ``(N, H, W)``: ``(N,)`` nats; over log 2, bits per image."""
+    training = prior.training
+    prior.eval()
+    try:
+        starts = range(0, len(tokens), chunk)
+        parts = [_log_p(prior, tokens, context, torch.arange(s, min(s + chunk, len(tokens)))) for s in starts]
+    finally:
+        prior.train(training)
+    return -torch.cat(parts)
+
+
+def fit_tokens(
+    prior: TokenPrior,
+    tokens: Tensor,
+    context: Tensor | None = None,
+    steps: int = 1000,
+    batch_size: int = 128,
+    learning_rate: float = 1e-3,
+) -> None:
+    """Fit a prior to tokens ``(N, H, W)``, given their contexts if there are any, by maximum likelihood with Adam.
+
+    The second phase of a VQ-VAE (van den Oord et al. 2017, section 3.3); the learning rate falls to zero on a cosine.
+    """
+    optimizer = torch.optim.Adam(prior.parameters(), lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    prior.train()
+    for _ in range(steps):
+        rows = torch.randint(len(tokens), (batch_size,), device=tokens.device)
+        optimizer.zero_grad()
+        (-_log_p(prior, tokens, context, rows).mean()).backward()
+        optimizer.step()
+        schedule.step()
+    prior.eval()
+
+
+def _log_p(prior: TokenPrior, tokens: Tensor, context: Tensor | None, rows: Tensor) -> Tensor:
+    rows = rows.to(tokens.device)
+    given = () if context is None else (context[rows],)
+    return prior(*given).log_prob(tokens[rows])

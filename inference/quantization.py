@@ -1,0 +1,54 @@
+"""The objective of vector-quantized models."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inference.gradients import with_gradient
+from inference.objectives import ELBO
+from inference.particles import Particles, Program, StructureError
+from models.vq import HardCodes
+
+
+class VectorQuantization(ELBO):
+    """The ELBO under hard codes; its gradient has the codebook and commitment losses (van den Oord et al. 2017, eq. 3).
+
+    The value is log p(x|z_q) - KL, exact since the guide has one code for each place, with KL = H W log K under a
+    uniform prior: a bound on log p(x). What is climbed is
+
+        log p(x|z_q) + log p(z_q) - codebook_rate ||sg(z_e) - e||^2 - commitment ||z_e - sg(e)||^2,
+
+    both losses summed over the grid. They are in the gradient alone: no bound contains them. The gradient of
+    log p(x|z_q) is passed straight through to the encoder and leaves the codebook alone, so the field is that of no
+    single loss. The two weights are independent: codebook_rate scales the gradient of the codes only, commitment that
+    of the encoder only. A codebook of moving averages is brought up to date where a gradient is taken in training mode.
+
+    Args:
+        commitment: weight of what keeps the encoder's vectors at their codes; beta in the paper.
+        codebook_rate: weight of what draws codes to their vectors; without effect on a codebook of moving averages.
+        max_plate_nesting: see :class:`~inference.objectives.Objective`.
+    """
+
+    def __init__(
+        self, commitment: float = 0.25, codebook_rate: float = 1.0, max_plate_nesting: int | None = None
+    ) -> None:
+        super().__init__(1, "analytic", max_plate_nesting)
+        for name, value in (("commitment", commitment), ("codebook_rate", codebook_rate)):
+            if not value >= 0:
+                raise ValueError(f"{name} must be 0 or above, got {value}")
+        self.commitment, self.codebook_rate = commitment, codebook_rate
+
+    def estimate(self, model: Program, guide: Program, *args: Any, **kw: Any) -> tuple[Tensor, Particles]:
+        """The bound, ``(N,)`` nats, with the gradient of the docstring; and the particle behind it."""
+        draws = self.drawing(model, guide, *args, **kw)()
+        quantized = [latent.q for latent in draws.latents.values() if isinstance(latent.q, HardCodes)]
+        if not quantized:
+            raise StructureError("the guide quantizes none of its latents; use guide=quantized, or objective=elbo")
+        bound = surrogate = self.from_particles(draws)
+        for q in quantized:
+            losses = q.losses()
+            surrogate = surrogate - self.codebook_rate * losses.codebook - self.commitment * losses.commitment
+            if torch.is_grad_enabled():
+                q.update_codebook()
+        return with_gradient(bound, surrogate), draws
