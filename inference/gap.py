@@ -18,7 +18,7 @@ from inference.particles import particles as sample
 class Gaps:
     """log p(x) - ELBO of each datum taken apart, ``(N,)`` nats each; the first two add up to the whole.
 
-    ``approximation`` is what the best member of the family for the datum itself leaves; ``amortization`` is what is lost
+    ``approximation`` is what the best member of the family for the datum itself leaves; ``amortization`` what is lost
     because one network has to find it. Estimates: the local optimum is searched by gradient, log p(x) is
     importance-sampled from it, and both err towards too small a gap.
     """
@@ -63,7 +63,7 @@ def localize(guide: nn.Module, x: Tensor) -> nn.Module:
     found = False
     for module in list(local.modules()):
         if hasattr(module, "for_each"):
-            module.for_each(len(x))
+            module.for_each(len(x))  # type: ignore[operator]
             found = True
         for name, child in list(module.named_children()):
             if getattr(child, "in_shape", None) == x.shape[1:]:

@@ -8,11 +8,13 @@ from typing import Any
 from inference.config import ConfigError, settings_from
 from inference.console import Console
 from inference.grid import split_arguments
+from inference.studies.estimators import EstimatorsSettings, estimators
 from inference.studies.families import FamiliesSettings, families
 
 Study = Callable[[list[str], Any, Path, Console], Path]
 STUDIES: dict[str, tuple[type, Study]] = {
     "families": (FamiliesSettings, families),
+    "estimators": (EstimatorsSettings, estimators),
 }
 
 
