@@ -1,6 +1,9 @@
 """What runs a captured graph: Inductor's kernels, and on a GPU a CUDA graph around them."""
 
-from collections.abc import Callable, Sequence
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -30,7 +33,7 @@ def compiled(graph: GraphModule, inputs: Sequence[Tensor]) -> Function:
     on_cpu = all(tensor.device.type == "cpu" for tensor in inputs)
     options = {"fallback_random": True, "cpp_wrapper": on_cpu}  # the wrapper spares Python between kernels
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _quiet():
             return inductor(graph, [tensor.detach() for tensor in inputs], options=options)
     except Exception as error:  # whatever a compiler may say, the step can still run eagerly
         raise CannotCapture(f"the compiler failed: {type(error).__name__}: {_telling_line(error)}") from error
@@ -63,6 +66,22 @@ class Recorded:
         """Replay; the outputs are copies, for the next replay overwrites its own."""
         self.graph.replay()
         return [output.clone() for output in self.outputs]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the compiler's remarks on operations that it hands to others, which are no concern of a run's."""
+    loggers = [logging.getLogger(name) for name in ("torch._inductor", "torch.utils.cpp_extension")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _telling_line(error: BaseException) -> str:

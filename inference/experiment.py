@@ -149,13 +149,21 @@ def _trainer(setup: Setup, folder: Path, console: Console | None) -> Trainer:
     batches = Batches(setup.source("train"), setup.config.section("batching").batch_size, seed)
     valid, _ = held_out(setup.source("valid"), VALIDATION_DATA, seed)
     return Trainer(
-        SVI(setup.model, setup.guide, optimizer, setup.objective),
+        _engine(setup, optimizer, settings.engine, batches.batch_size),
         batches,
         settings,
         folder,
         lambda: validation_scores(setup.model, setup.guide, valid, seed),
         (console,) if console else (),
     )
+
+
+def _engine(setup: Setup, optimizer: SharedOptimizer, engine: str, batch_size: int) -> SVI:
+    if engine == "eager":
+        return SVI(setup.model, setup.guide, optimizer, setup.objective)
+    from inference.compiled import CompiledSVI
+
+    return CompiledSVI(setup.model, setup.guide, optimizer, setup.objective, batch_size=batch_size)
 
 
 def _finish(setup: Setup, folder: Path, trainer: Trainer, console: Console) -> dict[str, Any]:

@@ -53,6 +53,7 @@ class TrainerSettings:
         log_every: steps between rows of the log, each of which waits once for the device.
         validations: how many times the validation set is scored over the run.
         checkpoint_seconds: seconds between checkpoints.
+        engine: eager, or compiled: the same numbers to rounding, faster steps after some seconds of compiling.
     """
 
     epochs: int = 0
@@ -63,10 +64,13 @@ class TrainerSettings:
     log_every: int = 50
     validations: int = 20
     checkpoint_seconds: float = 20.0
+    engine: str = "eager"
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
             raise ValueError(f"trainer.schedule: {self.schedule!r} is not one of {', '.join(SCHEDULES)}")
+        if self.engine not in ("eager", "compiled"):
+            raise ValueError(f"trainer.engine: {self.engine!r} is neither eager nor compiled")
         for name in ("log_every", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"trainer.{name}: {getattr(self, name)} is not above 0")
