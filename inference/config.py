@@ -111,7 +111,7 @@ def load(arguments: Iterable[str], recipe: Mapping[str, Any] | None = None) -> C
     Raises:
         ConfigError: an unknown key or word, or a value of another type.
     """
-    given = dict(_parse(argument) for argument in arguments)
+    given = dict(parse_argument(argument) for argument in arguments)
     flat = _flatten(recipe or {})
     if "experiment" in given:
         flat.update(_flatten(read_recipe(given.pop("experiment"))))
@@ -138,7 +138,7 @@ def settings_from(cls: type, section: str, arguments: Iterable[str]) -> Any:
         ConfigError: an unknown key, or a value of another type.
     """
     values = OmegaConf.create({section: OmegaConf.structured(cls)})
-    _update(values, dict(_parse(argument) for argument in arguments))
+    _update(values, dict(parse_argument(argument) for argument in arguments))
     return OmegaConf.to_object(values[section])
 
 
@@ -162,7 +162,7 @@ def words_of(group: str) -> list[str]:
     return sorted(CATALOG[group])
 
 
-def _parse(argument: str) -> tuple[str, Any]:
+def parse_argument(argument: str) -> tuple[str, Any]:
     """``key=value`` in Hydra's grammar."""
     try:
         override = OverridesParser.create().parse_override(argument)
@@ -173,7 +173,7 @@ def _parse(argument: str) -> tuple[str, Any]:
     if override.type != OverrideType.CHANGE or override.package is not None:
         raise ConfigError(f"{argument!r}: write key=value; options are not added or removed")
     if override.is_sweep_override():
-        raise ConfigError(f"{argument!r} names several values; a run takes one")
+        raise ConfigError(f"{argument!r} names several values; a run takes one, a grid (train -m) as many as you like")
     if override.value() == "":
         raise ConfigError(f"{argument!r} has no value; write {override.key_or_group}=VALUE, or leave it out")
     return override.key_or_group, override.value()

@@ -5,7 +5,7 @@ import json
 import multiprocessing
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from inference.checkpoint import write_atomically
-from inference.config import ConfigError, load
+from inference.config import ConfigError, load, parse_argument
 from inference.console import Console, Quiet
 from inference.study import Section, draw_grid, words_with_error, write_study
 from inference.table import COLUMNS, Table, over_seeds
@@ -96,9 +96,9 @@ def grid(arguments: Sequence[str], console: Console) -> Path:
 
 
 def split_arguments(arguments: Sequence[str], keys: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Those arguments that set one of ``keys``, and the others."""
-    own = {a.partition("=")[0]: a.partition("=")[2] for a in arguments if a.partition("=")[0] in keys}
-    return own, [a for a in arguments if a.partition("=")[0] not in keys]
+    """The values of those arguments that set one of ``keys``, and the other arguments."""
+    own = dict(parse_argument(a) for a in arguments if a.partition("=")[0] in keys)
+    return {key: str(value) for key, value in own.items()}, [a for a in arguments if a.partition("=")[0] not in keys]
 
 
 def run_grid(points: Sequence[Point], folder: Path, console: Console, jobs: int = 0) -> tuple[Table, list[dict]]:
@@ -111,7 +111,7 @@ def run_grid(points: Sequence[Point], folder: Path, console: Console, jobs: int 
         points: the runs.
         folder: where they are kept, and ``table.csv``, ``table.json`` and ``runs.json`` are written.
         console: who is told.
-        jobs: how many run at a time, each in a process of its own; 0 for one per CPU core.
+        jobs: how many run at a time, each in a process of its own (1: in this one); 0 for one per CPU core.
 
     Returns:
         The table of means and standard errors over seeds, and the results one by one.
@@ -122,11 +122,9 @@ def run_grid(points: Sequence[Point], folder: Path, console: Console, jobs: int 
     _remember(points, folder / "grid.json")
     jobs = min(jobs or os.cpu_count() or 1, len(points))
     results: list[dict[str, Any]] = [{} for _ in points]
-    context = multiprocessing.get_context("spawn")
-    with console.stage(f"{len(points)} runs, {jobs} at a time") as progress, ProcessPoolExecutor(jobs, context) as pool:
-        futures = {pool.submit(run_point, point, folder / point.name): i for i, point in enumerate(points)}
-        for done, future in enumerate(as_completed(futures), start=1):
-            results[futures[future]] = future.result()
+    with console.stage(f"{len(points)} runs, {jobs} at a time") as progress:
+        for done, (place, result) in enumerate(_finished(points, folder, jobs), start=1):
+            results[place] = result
             progress(done, len(points))
     labels = list(dict.fromkeys(key for point in points for key in point.labels))
     table = over_seeds(results, labels)
@@ -146,6 +144,17 @@ def _remember(points: Sequence[Point], path: Path) -> None:
                 "choose another directory"
             )
     write_atomically(path, json.dumps(known, indent=1) + "\n")
+
+
+def _finished(points: Sequence[Point], folder: Path, jobs: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The results with their places, as they come in."""
+    if jobs == 1:
+        yield from ((place, run_point(point, folder / point.name)) for place, point in enumerate(points))
+        return
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        futures = {pool.submit(run_point, point, folder / point.name): place for place, point in enumerate(points)}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
 
 
 def run_point(point: Point, folder: Path) -> dict[str, Any]:
