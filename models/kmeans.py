@@ -1,0 +1,109 @@
+"""K-means: an autoencoder whose code is one of K words, and a generator that draws words."""
+
+from collections.abc import Sequence
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from models.nets import batch_shape
+from models.tractable import Statistics, check_finite, spread_rows
+
+
+class KMeans(PyroModule):
+    """K codewords; each datum is coded by the nearest (Lloyd 1982).
+
+    The limit of hard EM in a mixture of equal spherical Gaussians as their scale goes to 0. Its log p(x) in
+    :meth:`e_step` is minus the squared distance, in squared units of the data: what EM raises there is minus the
+    inertia. As a generator it is z ~ U{0, ..., K-1}, x = codeword z.
+
+    Args:
+        event_shape: shape of one datum, D numbers.
+        codewords: how many, K.
+    """
+
+    def __init__(self, event_shape: Sequence[int], codewords: int = 64) -> None:
+        super().__init__()
+        if codewords < 1:
+            raise ValueError(f"a codebook has at least one word, got {codewords}")
+        self.event_shape, self.num_states = torch.Size(event_shape), codewords
+        self.codebook = nn.Parameter(torch.randn(codewords, self.event_shape.numel()))
+
+    @property
+    def numbers_per_datum(self) -> int:
+        """About how many numbers an E step makes for each datum."""
+        return 2 * self.num_states
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The generator as a Pyro program, for :func:`pyro.poutine.uncondition`; returns the codes, ``(..., N)``."""
+        logits = self.codebook.new_zeros(self.num_states)
+        with pyro.plate("data", x.shape[0], dim=-1):
+            z = pyro.sample("z", dist.Categorical(logits=logits))
+            pyro.sample("x", dist.Delta(self.decode(z), event_dim=len(self.event_shape)), obs=x)
+        return z
+
+    @torch.no_grad()
+    def encode(self, x: Tensor) -> Tensor:
+        """The nearest codeword of data ``(N, *event_shape)``: int64 ``(N,)``, the first of those equally near."""
+        return self._scores(self._flat(x)).argmin(1)
+
+    def decode(self, code: Tensor) -> Tensor:
+        """The codewords of codes ``(*batch)``, ``(*batch, *event_shape)``."""
+        return self.codebook[code].reshape(*code.shape, *self.event_shape)
+
+    def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """``count`` codewords drawn with equal probability, ``(count, *event_shape)``."""
+        code = torch.randint(self.num_states, (count,), generator=generator, device=self.codebook.device)
+        return self.decode(code).detach()
+
+    def inertia(self, x: Tensor) -> Tensor:
+        """Sum of squared distances of the data from their codewords, ``()``."""
+        return (self._flat(x) - self.codebook[self.encode(x)]).square().sum().detach()
+
+    def perplexity(self, x: Tensor) -> Tensor:
+        """How many codewords are in use, ``()``: exp of the entropy of the codes' frequencies, K at most."""
+        usage = torch.bincount(self.encode(x), minlength=self.num_states) / x.shape[0]
+        return torch.special.entr(usage).sum().exp()
+
+    def _scores(self, x: Tensor) -> Tensor:
+        """Half the squared distance of ``x`` (N, D) from each codeword, less half of x squared, ``(N, K)``."""
+        return torch.addmm(self.codebook.square().sum(1) / 2, x, self.codebook.T, alpha=-1)
+
+    @torch.no_grad()
+    def e_step(self, x: Tensor, hard: bool = True) -> tuple[Statistics, Tensor]:
+        """See :class:`models.tractable.EMModel`; hard whether asked or not, for there is no soft limit."""
+        x = self._flat(x)
+        least, code = self._scores(x).min(1)
+        squares = torch.einsum("nd,nd->n", x, x)
+        first = torch.zeros_like(self.codebook).index_add_(0, code, x)
+        statistics = {
+            "count": torch.bincount(code, minlength=self.num_states).double(),
+            "first": first.double(),
+            "second": squares.double().sum(),
+            "entropy": torch.zeros((), dtype=torch.float64, device=x.device),
+        }
+        return statistics, -(squares + 2 * least).clamp(min=0)
+
+    def expected_log_joint(self, statistics: Statistics) -> Tensor:
+        """Minus the inertia, ``()``; see :class:`models.tractable.EMModel`."""
+        codebook = self.codebook.double()
+        spread = (statistics["count"] * codebook.square().sum(1)).sum() - 2 * (statistics["first"] * codebook).sum()
+        return -(statistics["second"] + spread)
+
+    @torch.no_grad()
+    def m_step(self, statistics: Statistics) -> None:
+        """Codewords to the means of their data; a word without data stays, for nowhere is better than elsewhere."""
+        count = statistics["count"].unsqueeze(1)
+        means = statistics["first"] / count.clamp(min=1)
+        self.codebook.copy_(torch.where(count > 0, means, self.codebook.double()))
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, generator: torch.Generator | None = None) -> None:
+        """Codewords at data far from one another (k-means++)."""
+        check_finite(x)
+        self.codebook.copy_(spread_rows(self._flat(x), self.num_states, generator))
+
+    def _flat(self, x: Tensor) -> Tensor:
+        return x.reshape((*batch_shape(x, self.event_shape), self.event_shape.numel()))  # (*batch, *event) -> (*, D)
