@@ -80,7 +80,7 @@ def start_from_data(setup: Setup) -> None:
     for net in setup.guide.modules():
         if hasattr(net, "center_input") and net.in_shape == mean.shape:
             net.center_input(mean)  # type: ignore[operator]
-    for part in setup.model.modules():
+    for part in [*setup.model.modules(), getattr(setup.guide, "core", None)]:
         getattr(part, "initialize", lambda x: None)(x)
 
 
@@ -128,8 +128,9 @@ def _unused(config: Config) -> list[str]:
 
 def _model(config: Config, dataset: Dataset) -> nn.Module:
     factory = config.factory("model")
-    own = [g for g in ("prior", "likelihood", "decoder") if g in config.asked and not _takes(factory, g)]
-    if not _takes(factory, "likelihood") and own:
+    parts = ("prior",) if _takes(factory, "likelihood") else ("prior", "likelihood", "decoder")
+    own = [group for group in parts if group in config.asked and not _takes(factory, group)]
+    if own:
         raise ConfigError(f"model={config.words['model']} has its own {', '.join(own)}: leave out {own[0]}=...")
     levels, decoder = dataset.observed_levels, _net(config, "decoder")
     return _build(

@@ -15,6 +15,7 @@ from guides.free import LocallyFitted
 from guides.gaussian import DiagonalNormal, FullNormal, LowRankNormal, Unconditional
 from guides.hierarchical import BottomUp, Ladder, TopDown
 from guides.mixture import NormalMixture
+from guides.quantized import Quantized
 from guides.semi_amortized import SemiAmortized
 from inference import datasets
 from inference.annealing import AnnealedELBO, BetaELBO
@@ -22,13 +23,16 @@ from inference.bounds import CIWAE, MIWAE, PIWAE, Renyi
 from inference.free_bits import FreeBits
 from inference.infovae import InfoVAE
 from inference.objectives import ELBO, IWAE
+from inference.quantization import VectorQuantization
 from inference.thermodynamic import TVO
 from inference.wake_sleep import WakeSleep
 from models import flow_prior, likelihoods, nets, priors, vamp
+from models.codebook import Codebook
 from models.families import FamilyPrior
 from models.hierarchical import TwoLayerModel
 from models.latent import LatentVariableModel
 from models.ppca import PPCA
+from models.vq import CodePrior
 
 Factory = Callable[..., Any]
 
@@ -50,6 +54,22 @@ def two_layer(
     """Two layers of latents, p(z2) p(z1|z2) p(x|z1) (Burda et al. 2016), or p(x|z1, z2) with model.skip=true."""
     middle = DiagonalNormal((latent_dim,), (top_dim,), partial(nets.MLP, hidden=hidden))
     return TwoLayerModel(prior((top_dim,)), middle, likelihood(event_shape, (latent_dim + top_dim * skip,)), skip=skip)
+
+
+def vq(
+    event_shape: Any,
+    likelihood: Factory,
+    codes: int = 16,
+    code_dim: int = 8,
+    grid: tuple[int, int] = (2, 2),
+    ema: bool = False,
+    decay: float = 0.99,
+    restart_below: float = 0.0,
+) -> LatentVariableModel:
+    """A grid of codes from one codebook, all equally likely (van den Oord et al. 2017); with guide=quantized."""
+    height, width = grid
+    prior = CodePrior(Codebook(codes, code_dim, ema, decay, restart_below), (height, width))
+    return LatentVariableModel(prior, likelihood(event_shape, (code_dim, height, width)))
 
 
 def trace_elbo(particles: int = 1) -> pyro.infer.ELBO:
@@ -106,7 +126,7 @@ CATALOG: dict[str, dict[str, Factory]] = {
         "iris": datasets.iris,
         "file": datasets.file,
     },
-    "model": {"composed": composed, "ppca": PPCA, "two_layer": two_layer},
+    "model": {"composed": composed, "ppca": PPCA, "two_layer": two_layer, "vq": vq},
     "prior": {
         "standard": priors.StandardNormal,
         "normal": priors.LearnedNormal,
@@ -140,6 +160,7 @@ CATALOG: dict[str, dict[str, Factory]] = {
         "iaf": flow.InverseAutoregressivePosterior,
         "spline": flow.SplinePosterior,
         "free": LocallyFitted,
+        "quantized": Quantized,
         "semi_amortized": SemiAmortized,
         "deterministic": Deterministic,
         "exact": ExactPosterior,
@@ -165,6 +186,7 @@ CATALOG: dict[str, dict[str, Factory]] = {
         "piwae": PIWAE,
         "tvo": TVO,
         "wake_sleep": WakeSleep,
+        "vq": VectorQuantization,
     },
     "encoder": {"mlp": nets.MLP, "gated": nets.GatedMLP, "conv": nets.ConvEncoder, "linear": nets.Linear},
     "decoder": {"mlp": nets.MLP, "gated": nets.GatedMLP, "conv": nets.ConvDecoder, "linear": nets.Linear},

@@ -2,8 +2,10 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from pyro.distributions import Delta, Independent
 from torch import Tensor
 
 from inference.particles import Program, StructureError, encode
@@ -65,6 +67,32 @@ class CodeUsage:
 def code_usage(tokens: Tensor, codes: int) -> CodeUsage:
     """Counts the codes of a data set's tokens ``(N, H, W)``."""
     return CodeUsage(torch.bincount(tokens.reshape(-1), minlength=codes), math.prod(tokens.shape[1:]))
+
+
+@torch.no_grad()
+def code_scores(guide: Program, x: Tensor) -> dict[str, Any]:
+    """What the summary of a run says of its codes over all data ``x``; nothing where no site is quantized."""
+    sites = {name: q for name, q in encode(guide, x[:1]).items() if isinstance(q, HardCodes)}
+    usages = [code_usage(encode_tokens(guide, x, name), q.codebook.size) for name, q in sites.items()]
+    if not usages:
+        return {}
+    return {
+        "test/code_perplexity": [usage.perplexity for usage in usages],
+        "test/codes_used": [usage.used for usage in usages],
+        "test/code_bits_per_image": sum(usage.bits_per_image for usage in usages),
+        "test/code_fixed_bits_per_image": sum(usage.fixed_bits_per_image for usage in usages),
+    }
+
+
+def is_certain(guide: Program, x: Tensor) -> bool:
+    """Whether the guide has one value for each datum, so that all its draws are copies of one."""
+    with torch.random.fork_rng():  # asking leaves no trace in the numbers that follow
+        sites = encode(guide, x[:1]).values()
+    return bool(sites) and all(isinstance(_base(q), HardCodes | Delta) for q in sites)
+
+
+def _base(q: Any) -> Any:
+    return q.base_dist if isinstance(q, Independent) else q
 
 
 @torch.no_grad()

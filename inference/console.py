@@ -66,12 +66,13 @@ class Console:
 
     def finished(self, folder: Path, summary: Mapping[str, Any]) -> None:
         """The result in three lines."""
-        nll, stderr = summary["test/nll"], summary["test/nll_stderr"]
+        nll, stderr, particles = summary["test/nll"], summary["test/nll_stderr"], summary["test/nll_particles"]
+        how = f"importance sampling, {particles} particles" if particles > 1 else "the bound itself"
         print(
             f"test      ELBO {summary['test/elbo']:.2f} = reconstruction {summary['test/reconstruction']:.2f} "
             f"- KL {summary['test/kl']:.2f} nats per datum\n"
-            f"          log p(x) {-nll:.2f} +- {stderr:.2f} (importance sampling, {summary['test/nll_particles']} "
-            f"particles), {summary['test/active_units']} active units\n"
+            f"          log p(x) {-nll:.2f} +- {stderr:.2f} ({how}), "
+            f"{summary['test/active_units']} active units\n"
             f"report    {folder / 'report.html'}",
             flush=True,
         )

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from inference.codes import code_scores, is_certain
 from inference.data import Source
 from inference.diagnostics import active_units, elbo_terms, kl_per_dimension, surgery
 from inference.export import import_arviz
@@ -29,6 +30,7 @@ class EvaluationSettings:
         khat_data: number of data whose Pareto k-hat is computed.
         draws: posterior draws per datum in ``posterior.nc``.
         posterior_data: number of data in ``posterior.nc``.
+        engine: eager, or compiled: importance weights in one fused function, for long evaluations.
     """
 
     particles: int = 1000
@@ -38,11 +40,14 @@ class EvaluationSettings:
     khat_data: int = 500
     draws: int = 100
     posterior_data: int = 32
+    engine: str = "eager"
 
     def __post_init__(self) -> None:
         for name in ("particles", "elbo_samples", "surgery_data", "khat_data", "draws", "posterior_data"):
             if getattr(self, name) < 1:
                 raise ValueError(f"evaluation.{name}: {getattr(self, name)} is below 1")
+        if self.engine not in ("eager", "compiled"):
+            raise ValueError(f"evaluation.engine: {self.engine!r} is neither eager nor compiled")
         if self.data < 0:
             raise ValueError(f"evaluation.data: {self.data} is below 0; 0 takes all")
 
@@ -79,6 +84,7 @@ def log_evidence(
     khat_data: int = 0,
     memory_bytes: int | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    weigh: Callable[[Tensor, int], Tensor] | None = None,
 ) -> Evidence:
     """log p(x) of each datum by importance sampling from the guide (Rezende et al. 2014, section 4 and appendix E).
 
@@ -93,25 +99,34 @@ def log_evidence(
         khat_data: number of data, from the first, whose Pareto k-hat is computed.
         memory_bytes: about how much a chunk may take; found from the device where not given.
         on_progress: called with the number of data done and in all.
+        weigh: gives the log-weights ``(K, N)`` of K new particles for data; by
+            :func:`~inference.particles.particles` where not given.
     """
     rows = (memory_bytes or chunk_bytes(x.device)) // (8 * x[0].numel() * x.element_size())  # 8: activations per value
     per_chunk = max(1, min(num_particles, rows))
     data_per_chunk = max(1, min(rows // per_chunk, x.shape[0], 100))
-    nesting = guess_max_plate_nesting(model, guide, x[:1])
+    weigh = weigh or _weigher(model, guide, x)
     log_p, khat = [], []
     for start in range(0, x.shape[0], data_per_chunk):
         some = x[start : start + data_per_chunk]
         weights = []
         for done in range(0, num_particles, per_chunk):
-            now = min(per_chunk, num_particles - done)
-            draws = particles(model, guide, some, now, max_plate_nesting=nesting)
-            weights.append(draws.log_weight)
+            weights.append(weigh(some, min(per_chunk, num_particles - done)))
         log_weight = torch.cat(weights)  # (S, n)
         log_p.append(log_weight.logsumexp(0) - math.log(num_particles))
         if start < khat_data and num_particles > 1:
             khat.append(pareto_khat(log_weight[:, : khat_data - start].T.cpu().double().numpy()))
         on_progress(min(start + data_per_chunk, x.shape[0]), x.shape[0])
     return Evidence(torch.cat(log_p), np.concatenate(khat) if khat else np.empty(0))
+
+
+def _weigher(model: Program, guide: Program, x: Tensor, engine: str = "eager") -> Callable[[Tensor, int], Tensor]:
+    nesting = guess_max_plate_nesting(model, guide, x[:1])
+    if engine == "compiled":
+        from inference.weights import CompiledWeights
+
+        return CompiledWeights(model, guide, nesting)
+    return lambda x, k: particles(model, guide, x, k, max_plate_nesting=nesting).log_weight
 
 
 def pareto_khat(log_weights: np.ndarray) -> np.ndarray:
@@ -184,11 +199,17 @@ def evaluate(
         The ``test/...`` entries of ``summary.json`` in nats per datum, and the evidence datum by datum.
     """
     with evaluating(model, guide, seed=seed):
-        terms = [elbo_terms(model, guide, some, settings.elbo_samples) for some in x.split(256)]
+        certain = is_certain(guide, x)  # then one draw tells all, and log p(x) is estimated by the bound itself
+        elbo_samples, num_particles = (1, 1) if certain else (settings.elbo_samples, settings.particles)
+        terms = [elbo_terms(model, guide, some, elbo_samples) for some in x.split(256)]
         parts = surgery(model, guide, x[: settings.surgery_data])
         units = active_units(guide, x)
         by_dimension = kl_per_dimension(model, guide, x[: settings.surgery_data])
-        evidence = log_evidence(model, guide, x, settings.particles, settings.khat_data, on_progress=on_progress)
+        weigh = _weigher(model, guide, x, settings.engine)
+        evidence = log_evidence(
+            model, guide, x, num_particles, settings.khat_data, on_progress=on_progress, weigh=weigh
+        )
+        codes = code_scores(guide, x)
     reconstruction = float(torch.cat([t.reconstruction for t in terms]).double().mean())
     kl = float(torch.cat([t.kl for t in terms]).double().mean())
     nll = -evidence.log_p.double()
@@ -205,10 +226,11 @@ def evaluate(
         "test/active_units": units,
         "test/nll": float(nll.mean()),
         "test/nll_stderr": float(nll.std() / math.sqrt(len(nll))) if len(nll) > 1 else math.nan,
-        "test/nll_particles": settings.particles,
+        "test/nll_particles": num_particles,
         "test/bits_per_dim": (float(nll.mean()) / dimensions + log_levels) / math.log(2),
         "test/khat_median": _median(evidence.khat),
         "test/data": x.shape[0],
+        **codes,
     }
     return summary, evidence
 

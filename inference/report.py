@@ -16,7 +16,8 @@ MEANINGS = {
     "test/nll": "−log p(x), estimated by importance sampling with the guide as proposal; lower is better. "
     "On average it errs upwards.",
     "test/nll_stderr": "Standard error of the line above, from the spread over held-out data.",
-    "test/nll_particles": "Importance samples for each datum behind the estimate of log p(x).",
+    "test/nll_particles": "Importance samples for each datum behind the estimate of log p(x); with 1, it "
+    "is the bound itself: a guide with one value for each datum has no more to say.",
     "test/bits_per_dim": "The same code length in bits for each observed dimension.",
     "test/elbo": "The evidence lower bound on log p(x): reconstruction minus KL; higher is better.",
     "test/reconstruction": "Mean of log p(x|z) under the guide: how well a datum is predicted from its own code.",
@@ -26,6 +27,11 @@ MEANINGS = {
     "test/active_units": "Latent dimensions whose posterior mean moves from datum to datum.",
     "test/khat_median": "Median tail index of the importance weights. Above 0.7 the estimate of log p(x) is not to be "
     "trusted; below it that is no proof.",
+    "test/code_perplexity": "How many codes of each codebook are in use over all held-out data: exp of the entropy of "
+    "their frequencies; at most the size of the codebook.",
+    "test/codes_used": "Codes of each codebook that occur at all in held-out data.",
+    "test/code_bits_per_image": "Bits for the codes of a datum, by how often each occurs.",
+    "test/code_fixed_bits_per_image": "Bits for the codes of a datum if all are equally likely: the KL in bits.",
     "test/data": "Held-out data behind these numbers.",
     "test/surgery_data": "Held-out data behind the split of the KL; the information in a code is at most the logarithm "
     "of their number.",

@@ -16,11 +16,11 @@ from torch import nn
 from guides.amortized import Amortized
 from guides.gaussian import DiagonalNormal
 from guides.quantized import Quantized
-from inference.codes import code_usage, encode_tokens
+from inference.codes import code_usage, encode_tokens, fit_tokens, token_nll
 from inference.diagnostics import elbo_terms, surgery
 from inference.engine import SVI as FastSVI
 from inference.engine import SharedOptimizer
-from inference.evaluate import log_evidence
+from inference.evaluate import EvaluationSettings, evaluate, log_evidence
 from inference.objectives import ELBO
 from inference.particles import StructureError, decode, encode, generate, particles
 from inference.quantization import VectorQuantization
@@ -28,7 +28,9 @@ from models import likelihoods
 from models.codebook import Codebook
 from models.latent import LatentVariableModel
 from models.nets import MLP, ConvDecoder, ConvEncoder
+from models.pixelcnn import PixelCNN
 from models.priors import StandardNormal
+from models.tokens import MarkovTable, PositionTable
 from models.vq import CodePrior, HardCodes
 
 IMAGE = (1, 4, 4)
@@ -297,6 +299,21 @@ def test_surgery_counts_distinct_grids():
     assert torch.allclose(terms.kl, torch.full((40,), 4 * math.log(3)))
 
 
+@pytest.mark.row("4.12")
+def test_held_out_numbers_are_those_of_the_bound():
+    (model, guide), x = pair(codes=4), torch.randn(30, *IMAGE)
+    summary, _ = evaluate(model, guide, x, EvaluationSettings(particles=50, elbo_samples=3), seed=0)
+    bound = float(VectorQuantization().bound(model, guide, x).mean().detach())
+    assert summary["test/elbo"] == pytest.approx(bound, abs=1e-10)
+    assert summary["test/nll"] == pytest.approx(-bound, abs=1e-10)
+    assert summary["test/nll_particles"] == 1
+    assert summary["test/khat_median"] is None
+    assert summary["test/kl"] == pytest.approx(4 * math.log(4), abs=1e-10)
+    assert summary["test/code_fixed_bits_per_image"] == 8
+    assert summary["test/code_bits_per_image"] < 8
+    assert summary["test/code_perplexity"] == [code_usage(encode_tokens(guide, x), 4).perplexity]
+
+
 @pytest.mark.row("3.30")
 def test_usage_is_of_the_data_set_not_the_batch():
     tokens = torch.arange(16).repeat_interleave(8).reshape(32, 2, 2)
@@ -345,6 +362,55 @@ def test_it_learns_digits(ema):
     assert bound() > untrained + 10
     assert error() < 0.6 * spread
     assert code_usage(encode_tokens(guide, train), 16).perplexity > 6
+
+
+class Convolutions(nn.Module):
+    """From images to a grid of half their size, or back; every place is treated alike."""
+
+    def __init__(self, in_shape, out_shape):
+        super().__init__()
+        if in_shape[-1] > out_shape[-1]:
+            layers = [nn.Conv2d(in_shape[0], 32, 4, 2, 1), nn.ReLU(), nn.Conv2d(32, out_shape[0], 3, 1, 1)]
+        else:
+            layers = [nn.Conv2d(in_shape[0], 32, 3, 1, 1), nn.ReLU(), nn.ConvTranspose2d(32, out_shape[0], 4, 2, 1)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+@pytest.mark.slow
+@pytest.mark.row("0.37", "0.39", "2.15", "3.38")
+def test_two_phases_on_digits():
+    """Codes first, then a prior over them: held out, a PixelCNN beats the tables, and the class helps it."""
+    torch.set_default_dtype(torch.float32)
+    x, y = digits()
+    order = torch.randperm(len(x))
+    x, y = x[order].float(), y[order]
+    likelihood = partial(likelihoods.FixedGaussian, scale=0.2)
+    model, guide = pair(8, 4, (4, 4), (1, 8, 8), Convolutions, Convolutions, likelihood)
+    guide.core.initialize(x[:1500])
+    optim = SharedOptimizer([*model.parameters(), *guide.parameters()], torch.optim.Adam, 3e-3)
+    svi = FastSVI(model, guide, optim, VectorQuantization())
+    for _ in range(150):
+        svi.step(x[torch.randint(1500, (128,))])
+    train, test = encode_tokens(guide, x[:1500]), encode_tokens(guide, x[1500:])
+    assert code_usage(train, 8).perplexity > 4
+    tables = [PositionTable((4, 4), 8), MarkovTable((4, 4), 8)]
+    for table in tables:
+        table.fit(train, smoothing=0.3)
+    independent, markov = (float(token_nll(table, test).mean()) for table in tables)
+    pixelcnn, by_class = (PixelCNN((4, 4), 8, context_codes=n, channels=16, layers=2) for n in (0, 10))
+    assert token_nll(pixelcnn, test).mean() > independent
+    fit_tokens(pixelcnn, train, steps=150, learning_rate=5e-3)
+    fit_tokens(by_class, train, y[:1500], steps=150, learning_rate=5e-3)
+    alone, told = float(token_nll(pixelcnn, test).mean()), float(token_nll(by_class, test, y[1500:]).mean())
+    assert told < alone - 0.5 < markov - 1.5 < independent - 2
+    before = float(VectorQuantization().loss(model, guide, x[1500:]))
+    model.prior.tokens = pixelcnn
+    after = float(VectorQuantization().loss(model, guide, x[1500:]))
+    assert (before - after) / len(test) == pytest.approx(16 * math.log(8) - alone, rel=1e-3)
+    assert generate(model, x[:20])[2].shape == (20, 1, 8, 8)
 
 
 def test_other_guides_and_models_are_refused():
