@@ -65,6 +65,8 @@ class FreeBits(ELBO):
         return torch.where(compared > self.nats, kl, self.nats).sum(-1)
 
     def _by_group(self, draws: Particles) -> Tensor:
+        if draws.auxiliary:
+            raise StructureError(f"the guide's auxiliary sites {list(draws.auxiliary)} belong to no group of latents")
         sites = draws.site_kls(self.kl == "analytic")  # refuses what has none
         if self.group == "dimension":
             num_particles = draws.log_q.shape[0]

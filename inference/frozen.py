@@ -1,11 +1,10 @@
-"""Gradients with a part taken out: through a program's parameters, or through its draws."""
+"""Programs whose parameters are held constant for a while."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 from pyro import poutine
-from pyro.poutine.messenger import Messenger
 from torch import nn
 from torch.func import functional_call
 
@@ -41,7 +40,8 @@ def held(program: Program, function: Callable[[], Result], what: str = "guide") 
     _forget(program)
     try:
         # Pyro's optimizers learn of parameters by param sites; those of the copies are none of theirs.
-        with poutine.block(hide_types=["param"]):
+        names = {name.removeprefix("program.").removesuffix("_unconstrained") for name in constants}
+        with poutine.block(hide_fn=lambda msg: msg["type"] == "param" and _dotted(msg["args"][0]) in names):
             return functional_call(_Calling(program, function), constants, ())
     except (KeyError, NotImplementedError) as error:
         raise StructureError(
@@ -50,6 +50,11 @@ def held(program: Program, function: Callable[[], Result], what: str = "guide") 
         ) from error
     finally:
         _forget(program)
+
+
+def _dotted(site: str) -> str:
+    """A parameter's name in its module; Pyro writes ``$$$`` where a module begins that is none of its own."""
+    return site.replace("$$$", ".")
 
 
 class _Calling(nn.Module):
@@ -69,11 +74,3 @@ def _forget(program: nn.Module) -> None:
         if isinstance(transform, torch.distributions.Transform):
             for name in [name for name in vars(transform) if name.startswith("_cached_")]:
                 setattr(transform, name, (None, None) if name == "_cached_x_y" else None)
-
-
-class DetachedDraws(Messenger):
-    """Cuts the gradient between what is drawn and the parameters of the distributions it is drawn from."""
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        if not msg["is_observed"] and hasattr(msg["value"], "detach"):
-            msg["value"] = msg["value"].detach()

@@ -20,7 +20,8 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from inference.closed_form import closed_form_kl
-from inference.frozen import DetachedDraws, held
+from inference.frozen import held
+from inference.handlers import DetachedDraws, parameters_of
 from inference.structure import Program, Site, StructureError, check_pairing, data_plate
 
 Through = Callable[[Tensor, int], Tensor]  # of a draw and the number of its event dimensions
@@ -93,6 +94,9 @@ class Particles:
 
     def site_kls(self, closed_form: bool = True) -> dict[str, Tensor]:
         """The terms of :meth:`analytic_kl` by site, ``(K, N)`` nats each, or their Monte-Carlo estimates."""
+        shape = self.log_q.shape
+        if not closed_form:
+            return {n: _per_datum(z.log_q(), shape) - _per_datum(z.log_p(), shape) for n, z in self.latents.items()}
         if self.auxiliary:
             raise StructureError(
                 f"the guide's auxiliary sites {list(self.auxiliary)} leave no closed-form KL; use kl=monte_carlo"
@@ -101,9 +105,6 @@ class Particles:
             raise StructureError(
                 "a closed-form KL needs the guide to sample its latents in the model's order; use kl=monte_carlo"
             )
-        shape = self.log_q.shape
-        if not closed_form:
-            return {n: _per_datum(z.log_q(), shape) - _per_datum(z.log_p(), shape) for n, z in self.latents.items()}
         return {
             name: _per_datum(closed_form_kl(name, z.q, z.p, z.q_mask, z.p_mask), shape)
             for name, z in self.latents.items()
@@ -142,11 +143,12 @@ def particles(
             ``poutine.scale`` other than 1 (temper a bound outside of its particles instead).
     """
     plate = _particle_plate(num_particles, max_plate_nesting)
-    with DetachedDraws() if detach_draws else nullcontext():
+    with parameters_of("guide"), DetachedDraws() if detach_draws else nullcontext():
         drawn = poutine.trace(plate(guide)).get_trace(x, *args, **kw)
     q_sites = _sample_sites(drawn)
     scored = drawn if through is None else _with_draws(drawn, through)
-    model_trace = poutine.trace(poutine.replay(plate(model), trace=scored)).get_trace(x, *args, **kw)
+    with parameters_of("model"):
+        model_trace = poutine.trace(poutine.replay(plate(model), trace=scored)).get_trace(x, *args, **kw)
     p_sites = _sample_sites(model_trace)
     latents = {name: site for name, site in p_sites.items() if not site["is_observed"]}
     observed = {name: site for name, site in p_sites.items() if site["is_observed"]}
@@ -185,7 +187,8 @@ def dream(model: Program, guide: Program, like: Tensor, *args: Any, **kw: Any) -
         sites = _sample_sites(poutine.trace(poutine.uncondition(model)).get_trace(like, *args, **kw))
     x = _site_x(sites)["value"]
     latents = {name: site["value"] for name, site in sites.items() if not _was_observed(site)}
-    dreamt = _sample_sites(poutine.trace(poutine.condition(guide, data=latents)).get_trace(x, *args, **kw))
+    with parameters_of("guide"):
+        dreamt = _sample_sites(poutine.trace(poutine.condition(guide, data=latents)).get_trace(x, *args, **kw))
     if extra := [name for name, site in dreamt.items() if not site["is_observed"]]:
         raise StructureError(f"the guide draws sites {extra} that the model does not have; use phase=wake")
     return _total(dreamt, torch.Size((1, like.shape[0])))[0]

@@ -225,3 +225,16 @@ def exact_thermodynamic(kind, temperatures, widths):
         for b, width in zip(temperatures, widths, strict=True)
     )
     return {"value": total.detach(), **gradients(total, model, guide)}
+
+
+def log_evidence(kind):
+    """log p(x), by summing over states or a grid."""
+    values = PROGRAMS[kind][2]
+    model = {name: torch.tensor(value) for name, value in values["model"].items()}
+    guide = {name: torch.tensor(value) for name, value in values["guide"].items()}
+    if kind == "bits":
+        likelihood, prior = bits_log_joint(model, all_bits(2), torch.tensor(BITS["x"]))
+        return float((likelihood + prior).logsumexp(0))
+    grid = torch.linspace(-12, 12, 20_001)
+    likelihood, prior, _ = normal_log_densities(model, guide, grid)
+    return float((likelihood + prior).logsumexp(0) + (grid[1] - grid[0]).log())
