@@ -73,6 +73,9 @@ def start_from_data(setup: Setup) -> None:
     """Let the nets start at the mean of the training data: encoders centred on it, the likelihood predicting it.
 
     The likelihood's part is the recipe of Burda et al. (2016, section 5). Priors made of data take theirs here.
+
+    Raises:
+        ConfigError: data that a part cannot start from, such as fewer distinct ones than components.
     """
     source = setup.source("train")
     x = source.fixed(torch.arange(min(len(source), INITIAL_DATA)))
@@ -80,8 +83,11 @@ def start_from_data(setup: Setup) -> None:
     for net in setup.guide.modules():
         if hasattr(net, "center_input") and net.in_shape == mean.shape:
             net.center_input(mean)  # type: ignore[operator]
-    for part in [*setup.model.modules(), getattr(setup.guide, "core", None)]:
-        getattr(part, "initialize", lambda x: None)(x)
+    try:
+        for part in [*setup.model.modules(), getattr(setup.guide, "core", None)]:
+            getattr(part, "initialize", lambda x: None)(x)
+    except ValueError as error:
+        raise ConfigError(f"the parts cannot start from these data: {one_line(error)}") from error
 
 
 def find_device(name: str) -> torch.device:

@@ -7,7 +7,7 @@ from typing import Any
 import pyro.infer
 import torch
 
-from guides import flow
+from guides import enumerated, flow
 from guides.deterministic import Deterministic
 from guides.exact import ExactPosterior
 from guides.family import FamilyConditional
@@ -20,6 +20,7 @@ from guides.semi_amortized import SemiAmortized
 from inference import datasets
 from inference.annealing import AnnealedELBO, BetaELBO
 from inference.bounds import CIWAE, MIWAE, PIWAE, Renyi
+from inference.enumeration import TraceEnum
 from inference.free_bits import FreeBits
 from inference.infovae import InfoVAE
 from inference.objectives import ELBO, IWAE
@@ -29,9 +30,12 @@ from inference.wake_sleep import WakeSleep
 from models import flow_prior, likelihoods, nets, priors, vamp
 from models.codebook import Codebook
 from models.families import FamilyPrior
+from models.gmm import GaussianMixture
 from models.hierarchical import TwoLayerModel
+from models.hmm import HMM
 from models.latent import LatentVariableModel
 from models.ppca import PPCA
+from models.tabular import TabularVAE
 from models.vq import CodePrior
 
 Factory = Callable[..., Any]
@@ -90,8 +94,8 @@ def trace_graph_elbo(particles: int = 1) -> pyro.infer.ELBO:
 
 
 def trace_enum_elbo(particles: int = 1) -> pyro.infer.ELBO:
-    """Pyro's TraceEnum_ELBO: sums over enumerated discrete sites."""
-    return pyro.infer.TraceEnum_ELBO(num_particles=particles, vectorize_particles=particles > 1, max_plate_nesting=1)
+    """Pyro's TraceEnum_ELBO: sums over the guide's enumerated sites, and over discrete ones that only the model has."""
+    return TraceEnum(num_particles=particles, vectorize_particles=particles > 1, max_plate_nesting=1)
 
 
 def adam(parameters: Any, lr: float, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> torch.optim.Adam:
@@ -126,7 +130,15 @@ CATALOG: dict[str, dict[str, Factory]] = {
         "iris": datasets.iris,
         "file": datasets.file,
     },
-    "model": {"composed": composed, "ppca": PPCA, "two_layer": two_layer, "vq": vq},
+    "model": {
+        "composed": composed,
+        "ppca": PPCA,
+        "two_layer": two_layer,
+        "vq": vq,
+        "gmm": GaussianMixture,
+        "tabular": TabularVAE,
+        "hmm": HMM,
+    },
     "prior": {
         "standard": priors.StandardNormal,
         "normal": priors.LearnedNormal,
@@ -164,6 +176,10 @@ CATALOG: dict[str, dict[str, Factory]] = {
         "semi_amortized": SemiAmortized,
         "deterministic": Deterministic,
         "exact": ExactPosterior,
+        "enumerated": enumerated.amortized,
+        "enumerated_exact": enumerated.exact,
+        "enumerated_uniform": enumerated.uniform,
+        "summed_out": enumerated.SummedOut,
         "bottom_up": BottomUp,
         "top_down": TopDown,
         "ladder": Ladder,
