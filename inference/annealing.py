@@ -35,7 +35,7 @@ class WeightedELBO(ELBO):
 
 
 class BetaELBO(WeightedELBO):
-    """The beta-VAE objective, the KL times beta (Higgins et al. 2017, equation 4).
+    """The beta-VAE objective, the KL times beta (Higgins et al. 2017).
 
     A bound on log p(x) for beta >= 1. Below 1 it is none, and can exceed log p(x). With a Gaussian likelihood of fixed
     standard deviation s it is beta times the ELBO with s sqrt(beta), plus a constant: the same decoder and guide.

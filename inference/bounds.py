@@ -135,7 +135,7 @@ class CIWAE(Objective):
 
 
 class PIWAE(IWAE):
-    """The importance-weighted bound for the model, and :class:`MIWAE` for the guide (Rainforth et al. 2018, section 5).
+    """The importance-weighted bound for the model, MIWAE for the guide (Rainforth et al. 2018, section 5).
 
     Its value is the former. Two targets, so not the gradient of any one bound. The draws for the two are separate.
 

@@ -56,12 +56,12 @@ def _squared_distances(first: Tensor, second: Tensor) -> Tensor:
 
 
 class InfoVAE(ELBO):
-    """E_q log p(x|z) - (1 - alpha) KL(q(z|x) || p(z)) - (alpha + scale - 1) MMD^2 (Zhao et al. 2019).
+    """InfoVAE, the aggregated posterior held to the prior by a maximum mean discrepancy (Zhao et al. 2019).
 
-    The last term is the squared maximum mean discrepancy between a batch of latents and as many draws of the prior. The
-    mutual information of datum and latent has the weight alpha: at 1 the KL of each datum is free, and only the
-    aggregated posterior is held to the prior. alpha = 0, scale = 1 is the ELBO. A lower bound on log p(x) as long as
-    alpha <= 0 and scale >= 1 - alpha; otherwise none.
+    E_q log p(x|z) - (1 - alpha) KL(q(z|x) || p(z)) - (alpha + scale - 1) MMD^2, the last between the
+    latents of a batch and as many draws of the prior. The mutual information of datum and latent has the weight alpha:
+    at 1 the KL of each datum is free, and only the aggregated posterior is held to the prior. alpha = 0, scale = 1 is
+    the ELBO. A lower bound on log p(x) as long as alpha <= 0 and scale >= 1 - alpha; otherwise none.
 
     Args:
         alpha: weight of the mutual information.

@@ -11,7 +11,7 @@ from inference.objectives import Objective
 
 
 class TVO(Objective):
-    """Riemann sums of the thermodynamic identity (Masrani et al. 2019, section 3).
+    """The thermodynamic objective, a Riemann sum over tempered posteriors (Masrani et al. 2019, section 3).
 
     log p(x) is the integral over b from 0 to 1 of the mean log-weight under pi_b, proportional to
     q(z|x)^(1-b) p(x, z)^b, which rises with b. The left sum is therefore a lower bound, the ELBO with one partition;

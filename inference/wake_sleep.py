@@ -12,7 +12,7 @@ from inference.structure import StructureError
 
 
 class WakeSleep(IWAE):
-    """Reweighted wake-sleep (Bornschein and Bengio 2015).
+    """Reweighted wake-sleep: a bound for the model, the posterior for the guide (Bornschein and Bengio 2015).
 
     Its value is the importance-weighted bound, and its gradient in the model that bound's. The guide follows another
     target, the mean of log q(z|x) under the posterior, which draws and weights of the wake phase stand for, or under
