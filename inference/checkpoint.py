@@ -53,15 +53,14 @@ def save(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> Non
     data = safetensors.torch.save({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()})
     digest = _digest(data, state)
     path = folder / f"tensors-{digest[:16]}.safetensors"
-    already = path.exists()  # the very same state, saved twice
     try:
         write_atomically(path, data)
         write_atomically(
             folder / _INDEX, json.dumps({"tensors": path.name, "sha256": digest, "state": state}, indent=1)
         )
     except OSError:
-        if not already:
-            path.unlink(missing_ok=True)
+        if not _names(folder / _INDEX, path):
+            path.unlink(missing_ok=True)  # of a checkpoint that never was
         raise
     for stale in [*folder.glob("tensors-*.safetensors"), *folder.glob(".*.partial")]:
         if stale != path:
@@ -96,6 +95,10 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return safetensors.torch.load(data), state
 
 
+def _names(index: Path, tensors: Path) -> bool:
+    return index.exists() and tensors.name in index.read_text()
+
+
 def _digest(data: bytes, state: Any) -> str:
     digest = hashlib.sha256(data)
     digest.update(json.dumps(state, sort_keys=True).encode())
@@ -106,7 +109,8 @@ def _settle(folder: Path) -> None:
     """Have the folder's names on the disk before anything else changes: a power cut must not reorder them."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(folder):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
