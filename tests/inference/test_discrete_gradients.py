@@ -13,7 +13,7 @@ from tests.estimation import deviations, programs
 from tests.gradient_cases import LIMIT, LikelihoodOnly, assert_right, draws_of
 
 
-@pytest.mark.row("0.31")
+@pytest.mark.row("0.31", "4.19")
 def test_there_is_no_path_through_an_argmax():
     logits = torch.tensor([0.5, 0.0, -1.0], requires_grad=True)
     gain = torch.tensor([1.0, -2.0, 3.0])

@@ -15,7 +15,7 @@ from tests.estimation import NORMAL, deviations, exact, exact_thermodynamic, gra
 from tests.gradient_cases import BOUNDS, LIMIT, PATHWISE, ROWS, SCORED, assert_right, draws_of, elbo, iwae
 
 
-@pytest.mark.row("1.9", "4.4", "4.5", "5.7")
+@pytest.mark.row("0.10", "1.9", "1.10", "3.16", "4.4", "4.5", "5.7")
 @pytest.mark.parametrize(("name", "gradient"), PATHWISE)
 def test_pathwise_gradients_have_the_exact_mean(name, gradient):
     assert_right(draws_of(name, gradient, "normal"), name, "normal")
