@@ -102,7 +102,8 @@ def log_evidence(
         weigh: gives the log-weights ``(K, N)`` of K new particles for data; by
             :func:`~inference.particles.particles` where not given.
     """
-    rows = (memory_bytes or chunk_bytes(x.device)) // (8 * x[0].numel() * x.element_size())  # 8: activations per value
+    values = max(x[0].numel(), _values_per_draw(model))
+    rows = (memory_bytes or chunk_bytes(x.device)) // (8 * values * x.element_size())  # 8: activations per value
     per_chunk = max(1, min(num_particles, rows))
     data_per_chunk = max(1, min(rows // per_chunk, x.shape[0], 100))
     weigh = weigh or _weigher(model, guide, x)
@@ -127,6 +128,12 @@ def _weigher(model: Program, guide: Program, x: Tensor, engine: str = "eager") -
 
         return CompiledWeights(model, guide, nesting)
     return lambda x, k: particles(model, guide, x, k, max_plate_nesting=nesting).log_weight
+
+
+def _values_per_draw(model: Program) -> int:
+    """Numbers that the model's parts say they compute to score one draw; 0 where they say nothing."""
+    parts = model.modules() if isinstance(model, nn.Module) else ()
+    return max((getattr(part, "values_per_draw", 0) for part in parts), default=0)
 
 
 def pareto_khat(log_weights: np.ndarray) -> np.ndarray:

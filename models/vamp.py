@@ -59,6 +59,11 @@ class Aggregate(Conditional):
         """The inputs u, ``(K, *data_shape)``."""
         raise NotImplementedError(f"{type(self).__name__} must define inputs() -> Tensor")
 
+    @property
+    def values_per_draw(self) -> int:
+        """How many numbers it takes to score one draw, for those who have to fit draws into memory."""
+        return len(self.inputs()) * self.event_shape.numel()
+
     def forward(self, *context: Tensor) -> dist.Distribution:
         if self.core is None:
             raise ValueError(
