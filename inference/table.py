@@ -61,9 +61,7 @@ def mean_and_stderr(values: Sequence[float]) -> tuple[float | None, float | None
     return mean, math.sqrt(variance / len(values))
 
 
-def over_seeds(
-    records: Sequence[Mapping[str, Any]], labels: Sequence[str], columns: Sequence[str] = COLUMNS
-) -> Table:
+def over_seeds(records: Sequence[Mapping[str, Any]], labels: Sequence[str], columns: Sequence[str] = COLUMNS) -> Table:
     """Mean and standard error (``name``, ``name_stderr``) of the columns, over all records that differ in seed alone.
 
     Args:

@@ -1,6 +1,7 @@
 """What every test starts from: one thread, a fixed seed, double precision, no parameters of another test."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,3 +30,24 @@ def data_root() -> Path:
     if not root.is_dir():
         pytest.skip(f"no data folder at {root}; set LOWERBOUND_DATA to the one that has the data files")
     return root
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if path := shutil.which(name):
+            return path
+    pytest.skip("no chromium, chromium-browser or google-chrome on PATH: the page cannot be opened")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--row", help="run the tests that settle this row of docs/lectures.md, such as 3.18")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    wanted = config.getoption("--row")
+    if not wanted:
+        return
+    chosen = [item for item in items if any(wanted in mark.args for mark in item.iter_markers("row"))]
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = chosen

@@ -77,8 +77,8 @@ class EstimatorsSettings:
 
     particles: list[int] = field(default_factory=lambda: [1, 5, 50])
     moments: list[int] = field(default_factory=lambda: [0, 2000])
-    repeats: int = 300
-    reference_repeats: int = 2000
+    repeats: int = 200
+    reference_repeats: int = 1000
     data: int = 50
 
 

@@ -1,10 +1,7 @@
 """Pictures that show what they say, and a page that a browser opens without a complaint."""
 
 import html
-import json
 import re
-import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +14,7 @@ from inference import canvas
 from inference.data_figures import latent_grid
 from inference.figures import Figure, Gallery, draw
 from inference.report import format_value, write_report
+from tests.browser import open_page
 
 METRICS = [
     *({"step": step, "epoch": step / 10, "seconds": 0.1, "train/bound": -20 - 80 / step} for step in range(1, 60)),
@@ -76,39 +74,6 @@ def page_of(kind: str, folder: Path, **summary: object) -> tuple[Path, list[Figu
     figures = draw(gallery(kind), METRICS, folder / "figures", active_threshold=0.01)
     page = write_report(folder, {**SUMMARY, **summary}, "seed: 0\n", "Noise.", figures)
     return page, figures
-
-
-@pytest.fixture(scope="session")
-def chromium() -> str:
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        if path := shutil.which(name):
-            return path
-    pytest.skip("no chromium, chromium-browser or google-chrome on PATH: the page cannot be opened")
-
-
-def open_page(browser: str, page: Path, profile: Path) -> tuple[list[int], list[str]]:
-    """Width of each picture as the browser decoded it, and the lines on its console.
-
-    The page is opened twice: as it is, for its console, and as a copy that may run a script, for the pictures.
-    """
-    probe = """<script>addEventListener("load", () => {
-        document.title = JSON.stringify([...document.images].map(image => image.naturalWidth)) })</script></body>"""
-    copy = page.with_name("probed.html")
-    text = re.sub(r"<meta http-equiv=.Content-Security-Policy[^>]*>", "", page.read_text("utf-8"))
-    copy.write_text(text.replace("</body>", probe), "utf-8")
-    options = (
-        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-        f"--disable-component-update --disable-sync --enable-logging=stderr --v=0 --user-data-dir={profile} --dump-dom"
-    )
-    seen = [
-        subprocess.run(
-            [browser, *options.split(), path.as_uri()], capture_output=True, text=True, timeout=120, check=True
-        )
-        for path in (page, copy)
-    ]
-    title = re.search(r"<title>(\[.*?\])</title>", seen[1].stdout)
-    assert title, "the probe did not run"
-    return json.loads(html.unescape(title[1])), [line for line in seen[0].stderr.splitlines() if "CONSOLE" in line]
 
 
 def test_the_probe_sees_a_broken_picture_and_a_console_error(chromium: str, tmp_path: Path) -> None:
