@@ -8,6 +8,7 @@ import pyro.optim
 import torch
 from torch import Tensor
 
+import models  # noqa: F401  (its Pyro settings keep parameters out of the global store)
 from inference.objectives import Objective
 from inference.particles import Program
 

@@ -1,11 +1,57 @@
 """What is configured beside the parts: settings, each checked where it is defined."""
 
+import math
 from dataclasses import dataclass, field
 
 from inference.evaluate import EvaluationSettings
-from inference.trainer import TrainerSettings
+from inference.schedules import SCHEDULES
 
 MAX_THREADS = 1024  # torch takes any number and dies of too many
+
+
+@dataclass
+class TrainerSettings:
+    """How long and how to train.
+
+    Args:
+        epochs: passes over the training data.
+        steps: number of optimization steps, if not told in epochs; without either, 15,000.
+        learning_rate: step size at the start.
+        schedule: how it changes: constant, linear, cosine or burda.
+        gradient_clip: largest gradient norm per datum; 0 for no limit.
+        log_every: steps between rows of the log, each of which waits once for the device.
+        validations: how many times the validation set is scored over the run.
+        checkpoint_seconds: seconds between checkpoints.
+        engine: eager, or compiled: the same numbers to rounding, faster steps after some seconds of compiling.
+    """
+
+    epochs: int = 0
+    steps: int = 0
+    learning_rate: float = 1e-3
+    schedule: str = "constant"
+    gradient_clip: float = 0.0
+    log_every: int = 50
+    validations: int = 20
+    checkpoint_seconds: float = 20.0
+    engine: str = "eager"
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"trainer.schedule: {self.schedule!r} is not one of {', '.join(SCHEDULES)}")
+        if self.engine not in ("eager", "compiled"):
+            raise ValueError(f"trainer.engine: {self.engine!r} is neither eager nor compiled")
+        for name in ("log_every", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"trainer.{name}: {getattr(self, name)} is not above 0")
+        for name in ("epochs", "steps", "gradient_clip", "validations", "checkpoint_seconds"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"trainer.{name}: {getattr(self, name)} is not 0 or above")
+        if self.epochs and self.steps:
+            raise ValueError(
+                f"trainer.epochs={self.epochs} and trainer.steps={self.steps} contradict: give one of them"
+            )
+        if not math.isfinite(self.learning_rate):
+            raise ValueError(f"trainer.learning_rate: {self.learning_rate} is not finite")
 
 
 @dataclass

@@ -5,7 +5,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +20,7 @@ from inference.log import append_row, drop_rows_after
 from inference.objectives import Objective
 from inference.particles import StructureError, first_non_finite_site, validation
 from inference.schedules import SCHEDULES
+from inference.settings import TrainerSettings
 from inference.signals import deferred
 
 DEFAULT_STEPS = 15_000
@@ -38,51 +38,6 @@ class Observer(Protocol):
 
     def on_row(self, row: dict[str, Any]) -> None:
         """Called with each row of ``metrics.jsonl``."""
-
-
-@dataclass
-class TrainerSettings:
-    """How long and how to train.
-
-    Args:
-        epochs: passes over the training data.
-        steps: number of optimization steps, if not told in epochs; without either, 15,000.
-        learning_rate: step size at the start.
-        schedule: how it changes: constant, linear, cosine or burda.
-        gradient_clip: largest gradient norm per datum; 0 for no limit.
-        log_every: steps between rows of the log, each of which waits once for the device.
-        validations: how many times the validation set is scored over the run.
-        checkpoint_seconds: seconds between checkpoints.
-        engine: eager, or compiled: the same numbers to rounding, faster steps after some seconds of compiling.
-    """
-
-    epochs: int = 0
-    steps: int = 0
-    learning_rate: float = 1e-3
-    schedule: str = "constant"
-    gradient_clip: float = 0.0
-    log_every: int = 50
-    validations: int = 20
-    checkpoint_seconds: float = 20.0
-    engine: str = "eager"
-
-    def __post_init__(self) -> None:
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"trainer.schedule: {self.schedule!r} is not one of {', '.join(SCHEDULES)}")
-        if self.engine not in ("eager", "compiled"):
-            raise ValueError(f"trainer.engine: {self.engine!r} is neither eager nor compiled")
-        for name in ("log_every", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"trainer.{name}: {getattr(self, name)} is not above 0")
-        for name in ("epochs", "steps", "gradient_clip", "validations", "checkpoint_seconds"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"trainer.{name}: {getattr(self, name)} is not 0 or above")
-        if self.epochs and self.steps:
-            raise ValueError(
-                f"trainer.epochs={self.epochs} and trainer.steps={self.steps} contradict: give one of them"
-            )
-        if not math.isfinite(self.learning_rate):
-            raise ValueError(f"trainer.learning_rate: {self.learning_rate} is not finite")
 
 
 class Trainer:
@@ -140,7 +95,7 @@ class Trainer:
             self._clock = time.monotonic()
             while self.step < self.total_steps:
                 for x in self.batches:
-                    self.take_step(x)
+                    self._try_step(x)
                     self._log()
                     if pending or time.monotonic() - last_save > self.settings.checkpoint_seconds:
                         self.save()
@@ -178,12 +133,19 @@ class Trainer:
         try:
             with validation(True):
                 return float(self.svi.loss(self.svi.model, self.svi.guide, x))
-        except StructureError:
-            raise
+        except StructureError as error:
+            raise StructureError(one_line(error)) from error
         except (ValueError, RuntimeError) as error:
             if out_of_memory(error):
                 raise
             raise StructureError(f"model and guide cannot score a batch: {one_line(error)}") from error
+
+    def _try_step(self, x: Tensor) -> None:
+        try:
+            self.take_step(x)
+        except torch.linalg.LinAlgError as error:
+            self._check_finite()  # if what it could not decompose was not finite, there is more to say
+            raise Diverged(f"step {self.step + 1:,} failed: {one_line(error)}. {self._advice()}") from error
 
     def take_step(self, x: Tensor) -> None:
         """One optimization step on a batch, at the learning rate of the moment."""
@@ -307,9 +269,12 @@ class Trainer:
 
     def _replay(self, x: Tensor) -> str | None:
         rng = checkpoint.rng_state()
-        site = first_non_finite_site(self.svi.model, self.svi.guide, x)
-        checkpoint.set_rng_state(rng)
-        self.take_step(x)
+        try:
+            site = first_non_finite_site(self.svi.model, self.svi.guide, x)
+            checkpoint.set_rng_state(rng)
+            self.take_step(x)
+        except torch.linalg.LinAlgError as error:
+            return one_line(error)
         return site or self._non_finite_parameter()
 
     def _advice(self) -> str:
