@@ -110,4 +110,4 @@ class Quiet(Console):
 
 def complain(message: str) -> None:
     """One line about what went wrong, on standard error."""
-    print("lowerbound:", " ".join(message.split()), file=sys.stderr, flush=True)
+    print("lowerbound:", " ".join(message.splitlines()), file=sys.stderr, flush=True)
