@@ -17,7 +17,8 @@ Function = Callable[..., Sequence[Tensor]]
 
 def retraced(function: Function, inputs: Sequence[Tensor]) -> GraphModule:
     """The graph of a function that is made of tensor operations alone; nothing is computed."""
-    return make_fx(function, tracing_mode="fake")(*[tensor.detach() for tensor in inputs])
+    with _quiet():
+        return make_fx(function, tracing_mode="fake")(*[tensor.detach() for tensor in inputs])
 
 
 def compiled(graph: GraphModule, inputs: Sequence[Tensor]) -> Function:
@@ -74,7 +75,7 @@ def _quiet() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in ("torch._inductor", "torch.utils.cpp_extension")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.ERROR)
+        logger.setLevel(logging.CRITICAL + 1)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

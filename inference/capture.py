@@ -5,6 +5,8 @@ changing one of them in place changes what the graph computes, and needs no seco
 """
 
 import numbers
+import pickle
+import random
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
+import numpy as np
 import pyro
 import pyro.infer.trace_elbo
 import pyro.infer.trace_mean_field_elbo
@@ -50,17 +53,21 @@ def capture(function: Callable[..., Sequence[Tensor]], args: Sequence[Tensor], o
 
     Raises:
         CannotCapture: the code waits for a tensor's value, has shapes that depend on one, differs from call to call,
-            or replaces an owner's tensor or number where it would have to write into a tensor.
+            draws random numbers that are not torch's, or replaces an owner's tensor or number where it would have to
+            write into a tensor.
     """
     owners = list(owners)
+    python_noise = _python_noise()
     with _undone(owners) as held, _without_waits(), validation(False):
         function(*args)  # what a program prepares in its first run is no part of the graph
         first, second = (_trace(function, args) for _ in range(2))
+        if python_noise != _python_noise():
+            raise CannotCapture("it draws from Python's or numpy's generator; a graph would keep the first numbers")
         if replaced := [name for space, name, value in held if space.get(name) is not value]:
             raise CannotCapture(f"'{replaced[0]}' is replaced in each step; write into a tensor instead")
+    _refuse_dynamic_shapes(first)
     if first.code != second.code:
         raise CannotCapture("its operations differ from call to call")
-    _refuse_dynamic_shapes(first)
     _functional_noise(first)
     return Captured(first, _lift(first))
 
@@ -74,6 +81,11 @@ def identities(places: Iterable[tuple[dict[str, Any], str]]) -> tuple[Any, ...]:
     """What a graph took as given, for comparison: numbers by value; tensors by identity, their values may change."""
     values = (space.get(name) for space, name in places)
     return tuple(id(value) if isinstance(value, Tensor) else value for value in values)
+
+
+def _python_noise() -> int:
+    """Where Python's and numpy's generators are."""
+    return hash((random.getstate(), pickle.dumps(np.random.get_state())))  # noqa: NPY002
 
 
 def _trace(function: Callable[..., Sequence[Tensor]], args: Sequence[Tensor]) -> GraphModule:
@@ -100,6 +112,9 @@ def _lift(graph: GraphModule) -> list[Tensor]:
             tensors.append(tensor)
         node.replace_all_uses_with(inputs[id(tensor)])
         graph.graph.erase_node(node)
+    for node in graph.graph.nodes:
+        if node.target is aten.lift_fresh_copy.default:  # of a constant; now an input is copied
+            node.target = aten.clone.default
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return tensors

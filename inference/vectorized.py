@@ -43,6 +43,7 @@ class VectorizedSVI:
             ``torch.manual_seed(s)`` is the one here with ``torch.Generator().manual_seed(s)``.
         batch_size: map over runs for batches of this size alone; at others, such as the last batch of an epoch, the
             runs step one after another, which gives the same numbers. None compiles for the first size that comes.
+        inductor: False runs the plain graph, operation by operation.
 
     Attributes:
         why_eager: why the runs step one after another; None where they step together.
@@ -52,11 +53,16 @@ class VectorizedSVI:
     """
 
     def __init__(
-        self, runs: Sequence[CompiledSVI], generators: Sequence[torch.Generator], batch_size: int | None = None
+        self,
+        runs: Sequence[CompiledSVI],
+        generators: Sequence[torch.Generator],
+        batch_size: int | None = None,
+        inductor: bool = True,
     ) -> None:
         if not runs or len(runs) != len(generators):
             raise ValueError(f"give at least one run and a generator for each: {len(runs)} and {len(generators)} given")
         self.runs, self.generators, self.batch_size = list(runs), list(generators), batch_size
+        self.inductor = inductor
         self.taken = 0
         self.why_eager: str | None = None
         self._together: _Together | None = None
@@ -115,7 +121,7 @@ class _Together:
             graph = retraced(torch.func.vmap(self._one, in_dims), self._inputs)
         except RuntimeError as error:
             raise CannotCapture(f"it cannot be mapped over runs: {str(error).splitlines()[0]}") from error
-        self._function: Function = compiled(graph, self._inputs)
+        self._function: Function = compiled(graph, self._inputs) if svi.inductor else graph
         self._recorded = Recorded(self._function, self._inputs) if self.device.type == "cuda" else None
 
     def __call__(self, xs: Sequence[Tensor], taken: int) -> Tensor:
