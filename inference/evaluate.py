@@ -217,6 +217,7 @@ def evaluate(
             model, guide, x, num_particles, settings.khat_data, on_progress=on_progress, weigh=weigh
         )
         codes = code_scores(guide, x)
+        exact = _exact(model, x)
     reconstruction = float(torch.cat([t.reconstruction for t in terms]).double().mean())
     kl = float(torch.cat([t.kl for t in terms]).double().mean())
     nll = -evidence.log_p.double()
@@ -237,9 +238,17 @@ def evaluate(
         "test/bits_per_dim": (float(nll.mean()) / dimensions + log_levels) / math.log(2),
         "test/khat_median": _median(evidence.khat),
         "test/data": x.shape[0],
+        **exact,
         **codes,
     }
     return summary, evidence
+
+
+def _exact(model: Program, x: Tensor) -> dict[str, float]:
+    """-log p(x) of a model that has it in closed form: what the estimate is to be held against."""
+    if not hasattr(model, "log_evidence"):
+        return {}
+    return {"test/nll_exact": -float(torch.cat([model.log_evidence(some) for some in x.split(256)]).double().mean())}
 
 
 def _median(values: np.ndarray) -> float | None:

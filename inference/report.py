@@ -16,6 +16,7 @@ MEANINGS = {
     "test/nll": "−log p(x), estimated by importance sampling with the guide as proposal; lower is better. "
     "On average it errs upwards.",
     "test/nll_stderr": "Standard error of the line above, from the spread over held-out data.",
+    "test/nll_exact": "−log p(x) in closed form, where the model has it: what the estimate is to be held against.",
     "test/nll_particles": "Importance samples for each datum behind the estimate of log p(x); with 1, it "
     "is the bound itself: a guide with one value for each datum has no more to say.",
     "test/bits_per_dim": "The same code length in bits for each observed dimension.",

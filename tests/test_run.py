@@ -127,6 +127,16 @@ def test_algorithm_1_with_minibatches_draws_and_adagrad(tmp_path):
     assert summary_of(folder)["test/elbo"] > summary_of(tmp_path / "still")["test/elbo"] + 1
 
 
+def test_a_tractable_model_is_scored_exactly_beside_the_estimate(tmp_path):
+    folder = tmp_path / "ppca"
+    options = ["model=ppca", "guide=exact", "objective=elbo", "data=iris", "model.latent_dim=2", "trainer.steps=400"]
+    assert run.main([*options, "evaluation.particles=10", f"run.dir={folder}"]) == 0
+    summary = summary_of(folder)
+    # At the exact posterior every importance weight is p(x).
+    assert summary["test/nll"] == pytest.approx(summary["test/nll_exact"], abs=1e-4)
+    assert summary["test/elbo"] == pytest.approx(-summary["test/nll_exact"], abs=0.1)
+
+
 def test_help_is_quick():
     start = time.monotonic()
     done = subprocess.run([sys.executable, "run.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
