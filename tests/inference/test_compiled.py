@@ -1,5 +1,6 @@
 """Compiled steps are eager steps: the same losses at the same noise, whatever changes from step to step."""
 
+import json
 import logging
 import random
 
@@ -339,3 +340,25 @@ def test_cuda_graph_follows_eager_training(inductor):
         found.append(losses(svi, [x.cuda() for x in batches(6, last=3)], rates=RATES))
         assert getattr(svi, "why_eager", None) is None
     torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=0)
+
+
+@pytest.mark.slow
+def test_digits_end_at_the_bound_of_eager_training(tmp_path):
+    """One seed under both engines lies far closer than two seeds do; the untrained model is elsewhere."""
+    from inference.config import load
+    from inference.console import Console
+    from inference.experiment import train
+
+    torch.set_default_dtype(torch.float32)
+
+    def bound(seed: int, **options: str) -> float:
+        folder = tmp_path / "-".join([str(seed), *options.values()])
+        given = {"trainer.steps": "400", "evaluation.particles": "20", "evaluation.data": "100", **options}
+        arguments = [f"{name}={value}" for name, value in given.items()]
+        train(load([f"seed={seed}", f"run.dir={folder}", "trainer.validations=0", *arguments]), Console())
+        return json.loads((folder / "summary.json").read_text())["test/elbo"]
+
+    compiled, eager, other = bound(0, **{"trainer.engine": "compiled"}), bound(0), bound(1)
+    untrained = bound(0, **{"trainer.steps": "1"})
+    assert abs(compiled - eager) < 0.1 * abs(other - eager)
+    assert untrained < eager - 5

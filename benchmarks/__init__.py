@@ -1,0 +1,1 @@
+"""What a training step costs, here and elsewhere: the same network, data, batch and optimizer, side by side."""
