@@ -41,8 +41,11 @@ def _single_precision(_clean_state):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A finished run."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
     folder = tmp_path_factory.mktemp("run") / "one"
     assert run.main([*SMALL, f"run.dir={folder}"]) == 0
+    torch.set_default_dtype(before)
     return folder
 
 
