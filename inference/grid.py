@@ -5,19 +5,24 @@ import json
 import multiprocessing
 import os
 import shlex
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import OverrideType
 from hydra.errors import HydraException
 
 from inference.checkpoint import write_atomically
 from inference.config import ConfigError, load, parse_argument
 from inference.console import Console, Quiet
+from inference.signals import Interrupted, raised
 from inference.study import Section, draw_grid, words_with_error, write_study
 from inference.table import COLUMNS, Table, over_seeds
 
@@ -49,8 +54,12 @@ def expand(arguments: Sequence[str]) -> list[Point]:
         except HydraException:
             raise ConfigError(f"{argument!r} is not key=value or key=value,value") from None
         key = override.key_or_group
+        if override.type != OverrideType.CHANGE or override.package is not None:
+            raise ConfigError(f"{argument!r}: write key=value or key=value,value; options are not added or removed")
         if override.is_sweep_override():
             axes.append([(key, str(value), True) for value in override.sweep_string_iterator()])
+            if not axes[-1]:
+                raise ConfigError(f"{argument!r} names no value")
         else:
             axes.append([(key, argument.partition("=")[2], False)])
     return [
@@ -118,14 +127,20 @@ def run_grid(points: Sequence[Point], folder: Path, console: Console, jobs: int 
     """
     for point in points:
         load(point.arguments)  # a bad option is found before anything is trained
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"run.dir={folder} cannot be made: {error.strerror}; accepted: a new directory") from None
     _remember(points, folder / "grid.json")
     jobs = min(jobs or os.cpu_count() or 1, len(points))
     results: list[dict[str, Any]] = [{} for _ in points]
-    with console.stage(f"{len(points)} runs, {jobs} at a time") as progress:
-        for done, (place, result) in enumerate(_finished(points, folder, jobs), start=1):
-            results[place] = result
-            progress(done, len(points))
+    try:
+        with console.stage(f"{len(points)} runs, {jobs} at a time") as progress:
+            for done, (place, result) in enumerate(_finished(points, folder, jobs), start=1):
+                results[place] = result
+                progress(done, len(points))
+    except Interrupted as stop:
+        raise Interrupted(stop.signum, f". To go on, give the same command, with run.dir={folder}") from None
     labels = list(dict.fromkeys(key for point in points for key in point.labels))
     table = over_seeds(results, labels)
     write_atomically(folder / "runs.json", json.dumps(results, indent=1) + "\n")
@@ -136,7 +151,10 @@ def run_grid(points: Sequence[Point], folder: Path, console: Console, jobs: int 
 
 def _remember(points: Sequence[Point], path: Path) -> None:
     """Note what every folder holds, so that a later grid does not take another run's result for its own."""
-    known = json.loads(path.read_text()) if path.exists() else {}
+    try:
+        known = dict(json.loads(path.read_text())) if path.exists() else {}
+    except (ValueError, TypeError):
+        raise ConfigError(f"{path} is damaged; choose another run.dir") from None
     for point in points:
         if known.setdefault(point.name, list(point.arguments)) != list(point.arguments):
             raise ConfigError(
@@ -151,10 +169,43 @@ def _finished(points: Sequence[Point], folder: Path, jobs: int) -> Iterator[tupl
     if jobs == 1:
         yield from ((place, run_point(point, folder / point.name)) for place, point in enumerate(points))
         return
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        futures = {pool.submit(run_point, point, folder / point.name): place for place, point in enumerate(points)}
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_follow_parent)
+    try:
+        futures = {pool.submit(_work, point, folder / point.name): place for place, point in enumerate(points)}
         for future in as_completed(futures):
             yield futures[future], future.result()
+    except BrokenProcessPool:
+        raise GridError(
+            f"a process died, perhaps for want of memory; to go on, give the same command, with run.dir={folder} and "
+            "a smaller grid.jobs"
+        ) from None
+    except BaseException:  # leaving early: the runs under way save themselves, the others are not begun
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown()
+
+
+def _follow_parent() -> None:
+    """Stop when the grid is killed outright, instead of waiting for ever for the next run."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _work(point: Point, folder: Path) -> dict[str, Any]:
+    """A run in a process of a pool, which a signal ends: it would go on to the next run, asked for in advance."""
+    try:
+        return run_point(point, folder)
+    except Interrupted as stop:
+        os._exit(128 + stop.signum)
 
 
 def run_point(point: Point, folder: Path) -> dict[str, Any]:
@@ -163,10 +214,11 @@ def run_point(point: Point, folder: Path) -> dict[str, Any]:
 
     summary_path = folder / "summary.json"
     try:
-        if not (folder / "config.yaml").exists():
-            experiment.train(load([*point.arguments, f"run.dir={json.dumps(str(folder))}"]), Quiet())
-        elif not summary_path.exists():
-            experiment.resume(folder, Quiet())
+        with raised():
+            if (folder / "config.yaml").exists():
+                experiment.resume(folder, Quiet())  # does nothing where nothing is left to do
+            else:
+                experiment.train(load([*point.arguments, f"run.dir={json.dumps(str(folder))}"]), Quiet())
         return {**point.labels, "run": point.name, **json.loads(summary_path.read_text())}
     except Exception as error:  # one bad run must not cost the others theirs
         return {**point.labels, "run": point.name, "error": f"{type(error).__name__}: {error}"}

@@ -181,6 +181,15 @@ def test_convolutions_need_images(net: str, say: Say, tmp_path: Path) -> None:
         "sample . 3 model.latent_dim=3": "model.latent_dim=3; seed",
         "evaluate . trainer.epochs=3": "trainer.epochs=3; evaluation.*",
         "list x": "'x'",
+        "train -m": "-m; seed=0,1,2",
+        "-m seed=0": "-m; seed=0,1,2",
+        "-m +seed=0,1": "+seed=0,1; key=value,value",
+        "-m seed=range(3,1)": "seed=range(3,1); no value",
+        "-m guide=diagnal,exact": "guide=diagnal; did you mean diagonal?",
+        "-m seed=0,a": "seed=a; Integer",
+        "-m seed=0,1 grid.jobs=x": "grid.jobs=x; 0 takes one per core",
+        "-m seed=0,1 run.dir=/dev/null/x": "run.dir=/dev/null/x; Not a directory",
+        "study nosuch": "nosuch; families",
     }.items(),
 )
 def test_a_bad_verb_or_argument_of_a_verb(arguments: str, words: str, say: Say) -> None:

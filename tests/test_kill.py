@@ -5,6 +5,7 @@ until it has got to its end.
 """
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -194,8 +195,32 @@ def test_a_second_process_is_kept_out_until_the_first_is_gone(warm: WarmParent, 
     assert second.wait() == 143
 
 
-@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_the_command_itself_stops_with_one_line(signum: signal.Signals, status: int, tmp_path: Path) -> None:
+def test_a_grid_stops_with_all_its_processes(warm: WarmParent, tmp_path: Path) -> None:
+    folder, log = tmp_path / "grid", tmp_path / "grid.log"
+    options = [*SMALL, "trainer.steps=1000000", "seed=0,1,2", "grid.jobs=2", f"run.dir={folder}"]
+    grid = warm.start("train", "-m", *options, log=log)
+    wait_for(grid, lambda: min(step_of(folder / f"seed={seed}") for seed in (0, 1)) > 0, seconds=120)
+    grid.kill(signal.SIGTERM)
+    assert grid.wait() == 143
+    assert (
+        log.read_text() == f"lowerbound: stopped by SIGTERM. To go on, give the same command, with run.dir={folder}\n"
+    )
+    assert not (folder / "seed=2").exists()
+    deadline = time.monotonic() + 10  # for the tracker that multiprocessing starts, which follows by itself
+    while _lives(grid.pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_the_command_itself_stops_with_one_line(tmp_path: Path) -> None:
     folder = tmp_path / "a run"
     command = [sys.executable, "run.py", "train", *SMALL, "trainer.steps=1000000", f"run.dir={folder}"]
     process = subprocess.Popen(
@@ -209,11 +234,11 @@ def test_the_command_itself_stops_with_one_line(signum: signal.Signals, status: 
     while step_of(folder) < 1:
         assert process.poll() is None, process.stderr
         time.sleep(0.01)
-    process.send_signal(signum)
+    process.send_signal(signal.SIGINT)
     _, words = process.communicate(timeout=60)
-    assert process.returncode == status
+    assert process.returncode == 130
     (line,) = words.splitlines()
-    assert line.startswith(f"lowerbound: stopped by {signum.name} after step ")
+    assert line.startswith("lowerbound: stopped by SIGINT after step ")
     assert line.endswith(f"; the checkpoint is written. Continue with: python run.py resume '{folder}'")
 
 
