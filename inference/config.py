@@ -115,6 +115,9 @@ def load(arguments: Iterable[str], recipe: Mapping[str, Any] | None = None) -> C
     flat = _flatten(recipe or {})
     if "experiment" in given:
         flat.update(_flatten(read_recipe(given.pop("experiment"))))
+    for one, other in (("trainer.steps", "trainer.epochs"), ("trainer.epochs", "trainer.steps")):
+        if one in given and other not in given:
+            flat.pop(other, None)  # a budget in the recipe gives way to one in the other unit
     flat.update(given)
     _data_by_path(flat)
     asked = {key: str(flat.pop(key)) for key in list(flat) if key in CATALOG}

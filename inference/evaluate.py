@@ -152,11 +152,15 @@ def pareto_khat(log_weights: np.ndarray) -> np.ndarray:
 
 
 def chunk_bytes(device: torch.device) -> int:
-    """What one chunk of an evaluation may take: a sixteenth of free memory, and no more than keeps caches warm."""
+    """What one chunk of an evaluation may take: what keeps caches busy, and less only where memory is nearly full.
+
+    Chunks decide in which order random numbers are drawn, so that their size must not follow every change in what is
+    free, or the same seed would not give the same numbers.
+    """
     if device.type == "cuda":
-        return min(2**31, torch.cuda.mem_get_info(device)[0] // 16)
+        return min(2**31, torch.cuda.mem_get_info(device)[0] // 4)
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(2**27, free // 16)
+    return min(2**27, max(free // 2, 2**22))
 
 
 def held_out(source: Source, limit: int, seed: int) -> tuple[Tensor, Tensor]:

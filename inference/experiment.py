@@ -49,6 +49,9 @@ def train(config: Config, console: Console) -> Path:
         refuse_used(folder)  # once more, now that nobody else can start one
         recipe = setup.config.tree()
         recipe["run"]["dir"] = str(folder)
+        for name in ("root", "path"):  # resume and report may be asked for from another directory
+            if recipe["data"].get(name):
+                recipe["data"][name] = str(Path(recipe["data"][name]).resolve())
         write_atomically(folder / "config.yaml", yaml.safe_dump(recipe, sort_keys=False))
         _fit_and_finish(setup, folder, trainer, console)
     return folder

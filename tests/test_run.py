@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import run
+from inference.config import load
 from tests.browser import open_page
 
 ROOT = Path(__file__).parent.parent
@@ -90,6 +91,23 @@ def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(finished, 
 def test_its_config_is_a_recipe_that_repeats_it(finished, tmp_path):
     assert run.main([f"experiment={finished / 'config.yaml'}", f"run.dir={tmp_path / 'again'}"]) == 0
     assert summary_of(tmp_path / "again")["test/nll"] == summary_of(finished)["test/nll"]
+
+
+def test_a_run_on_data_by_a_relative_path_goes_on_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("bits.npy", (np.random.default_rng(0).random((60, 1, 4, 4)) < 0.3).astype(np.uint8))
+    options = ["data=bits.npy", "likelihood=bernoulli", "trainer.steps=3", "evaluation.particles=2", "run.dir=one"]
+    assert run.main(options) == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert run.main(["report", str(tmp_path / "one")]) == 0
+
+
+@pytest.mark.parametrize(("recipe", "given"), [("epochs: 7", "trainer.steps=10"), ("steps: 9", "trainer.epochs=2")])
+def test_a_budget_on_the_command_line_replaces_the_recipes_in_the_other_unit(tmp_path, recipe, given):
+    (tmp_path / "recipe.yaml").write_text(f"trainer: {{{recipe}}}")
+    settings = load([f"experiment='{tmp_path / 'recipe.yaml'}'", given]).section("trainer")
+    assert (settings.steps, settings.epochs) == ((10, 0) if "steps" in given else (0, 2))
 
 
 def test_evaluate_scores_again_as_asked(finished, capsys):
