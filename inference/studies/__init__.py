@@ -1,5 +1,6 @@
 """Studies by name: a question, the runs that answer it, and a page."""
 
+import shlex
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -11,7 +12,7 @@ from inference.grid import split_arguments
 from inference.studies.estimators import EstimatorsSettings, estimators
 from inference.studies.families import FamiliesSettings, families
 
-Study = Callable[[list[str], Any, Path, Console], Path]
+Study = Callable[[list[str], Any, Path, Console, str], Path]
 STUDIES: dict[str, tuple[type, Study]] = {
     "families": (FamiliesSettings, families),
     "estimators": (EstimatorsSettings, estimators),
@@ -33,6 +34,7 @@ def run_study(arguments: Sequence[str], console: Console) -> Path:
     options = [argument for argument in rest if argument.startswith("study.")]
     settings = settings_from(settings_class, "study", options)
     folder = Path(own.get("run.dir") or f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}-{arguments[0]}")
-    page = run([argument for argument in rest if argument not in options], settings, folder, console)
+    command = f"python run.py study {shlex.join(a for a in arguments if not a.startswith('run.dir='))}"
+    page = run([argument for argument in rest if argument not in options], settings, folder, console, command)
     console.say(f"report    {page}")
     return page

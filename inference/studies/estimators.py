@@ -1,6 +1,5 @@
 """Study: ELBO estimators. At the same parameters, how far off, how noisy and how dear is each gradient?"""
 
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,7 +81,9 @@ class EstimatorsSettings:
     data: int = 50
 
 
-def estimators(arguments: list[str], settings: EstimatorsSettings, folder: Path, console: Console) -> Path:
+def estimators(
+    arguments: list[str], settings: EstimatorsSettings, folder: Path, console: Console, command: str
+) -> Path:
     """Gradient estimators at the same parameters: bias, variance, signal-to-noise, time and memory."""
     records: list[dict[str, Any]] = []
     with console.stage("gradients") as progress:
@@ -97,10 +98,7 @@ def estimators(arguments: list[str], settings: EstimatorsSettings, folder: Path,
         records += _bits(x, settings)
         progress(total, total)
     table = Table.from_records(records)
-    return write_study(
-        folder, "ELBO estimators", _intro(settings, arguments), _sections(records, settings, folder), table,
-        f"python run.py study estimators {shlex.join(arguments)}",
-    )  # fmt: skip
+    return write_study(folder, "ELBO estimators", _intro(settings), _sections(records, folder), table, command)
 
 
 def _trained_for(
@@ -206,7 +204,7 @@ def _record(
     }
 
 
-def _intro(settings: EstimatorsSettings, arguments: list[str]) -> list[str]:
+def _intro(settings: EstimatorsSettings) -> list[str]:
     return [
         f"The gradient of a bound per datum, for one batch of {settings.data} data at fixed parameters, drawn "
         f"{settings.repeats:,} times by each estimator. Estimators of one bound have one expectation; what differs is "
@@ -217,7 +215,7 @@ def _intro(settings: EstimatorsSettings, arguments: list[str]) -> list[str]:
     ]
 
 
-def _sections(records: list[dict[str, Any]], settings: EstimatorsSettings, folder: Path) -> list[Section]:
+def _sections(records: list[dict[str, Any]], folder: Path) -> list[Section]:
     sections = []
     for where in dict.fromkeys(record["where"] for record in records):
         here = [record for record in records if record["where"] == where and record["block"] == "guide"]

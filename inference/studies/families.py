@@ -1,6 +1,5 @@
 """Study: variational families. Same model, same budget; where does each family lose its nats?"""
 
-import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,7 +43,7 @@ class FamiliesSettings:
     jobs: int = 0
 
 
-def families(arguments: list[str], settings: FamiliesSettings, folder: Path, console: Console) -> Path:
+def families(arguments: list[str], settings: FamiliesSettings, folder: Path, console: Console, command: str) -> Path:
     """Guides at equal budget: bound, log p(x), and the gap split into approximation and amortization."""
     if not settings.guides or not settings.seeds:
         raise ConfigError("study.guides and study.seeds need at least one entry each")
@@ -65,9 +64,8 @@ def families(arguments: list[str], settings: FamiliesSettings, folder: Path, con
         Section("All held-out data", (), words_with_error(table, COLUMNS), draw_grid(table, ["guide"], folder)),
     ]
     return write_study(
-        folder, "Variational families", _intro(results, settings), sections, Table.from_records(rows),
-        f"python run.py study families {shlex.join(arguments)}",
-    )  # fmt: skip
+        folder, "Variational families", _intro(results, settings), sections, Table.from_records(rows), command
+    )
 
 
 def _measure(folder: Path, settings: FamiliesSettings) -> dict[str, np.ndarray]:
@@ -98,7 +96,7 @@ def _split(results: list[dict[str, Any]], guides: list[str]) -> Table:
 def _draw(table: Table, folder: Path) -> Figure:
     rows = table.records()
     height = 60 * len(rows)
-    figure = sheet(WIDTH, height + 150)
+    figure = sheet(WIDTH, height + 200)
     axes = panel(figure, 300, 100, WIDTH - 380, height, spines="bottom")
     for place, row in enumerate(rows):
         first, second = row["approximation_gap"], row["amortization_gap"]
@@ -111,7 +109,7 @@ def _draw(table: Table, folder: Path) -> Figure:
     axes.set_xlim(left=0)
     axes.tick_params(axis="y", length=0)
     axis_labels(axes, "log p(x) − ELBO, nats per held-out datum")
-    axes.legend(frameon=False, fontsize=10, labelcolor=INK, loc="best")
+    axes.legend(frameon=False, fontsize=10, labelcolor=INK, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2)
     path = folder / "figures" / "gaps.png"
     save(figure, path)
     caption = (
@@ -125,8 +123,9 @@ def _intro(results: list[dict[str, Any]], settings: FamiliesSettings) -> list[st
     first = results[0]
     return [
         f"One model ({first['model']}, prior {first['prior']}, likelihood {first['likelihood']}) on {first['data']}, "
-        f"trained for {first['train/steps']:,} steps with {len(settings.guides)} families of q(z|x) and "
-        f"{len(settings.seeds)} seeds each. {first['data_description']}"
+        f"trained for {first['train/steps']:,} steps with each of {len(settings.guides)} families of q(z|x); seeds "
+        f"{', '.join(map(str, settings.seeds))}.",
+        f"The data: {first['data_description']}",
     ]
 
 
