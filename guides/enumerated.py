@@ -9,6 +9,7 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from guides.discrete import summable
 from guides.exact import ExactPosterior
 from models.conditional import Conditional, NetFactory
 
@@ -124,8 +125,8 @@ def exact(model: Any) -> Enumerated:
 
 
 def amortized(model: Any, context_shape: Sequence[int], net: NetFactory) -> Enumerated:
-    """A categorical q(z|x) from an encoder, its states summed over."""
-    return Enumerated(AmortizedCategorical(model, context_shape, net))
+    """A categorical q(z|x) from an encoder, or one over a few bits or one-hot vectors, its states summed over."""
+    return Enumerated(summable(model, context_shape, net) or AmortizedCategorical(model, context_shape, net))
 
 
 def uniform(model: Any, context_shape: Sequence[int]) -> Enumerated:
@@ -138,6 +139,7 @@ def _states(model: Any) -> int:
     states = getattr(model, "num_states", None)
     if states is None or getattr(model, "num_steps", 1) != 1:
         raise ValueError(
-            "an enumerated guide needs a model with one categorical latent; accepted: model=gmm, model=tabular"
+            "an enumerated guide needs a model with discrete latents; accepted: model=gmm, model=tabular, or "
+            "guide=enumerated with prior=bits or prior=onehot and few latents"
         )
     return int(states)

@@ -9,6 +9,7 @@ import torch
 
 from guides import enumerated, flow
 from guides.deterministic import Deterministic
+from guides.discrete import BernoulliBits, OneHotCategoricals
 from guides.exact import ExactPosterior
 from guides.family import FamilyConditional
 from guides.free import LocallyFitted
@@ -16,6 +17,7 @@ from guides.gaussian import DiagonalNormal, FullNormal, LowRankNormal, Unconditi
 from guides.hierarchical import BottomUp, Ladder, TopDown
 from guides.mixture import NormalMixture
 from guides.quantized import Quantized
+from guides.relaxed import concrete, straight_through
 from guides.semi_amortized import SemiAmortized
 from inference import datasets
 from inference.annealing import AnnealedELBO, BetaELBO
@@ -29,6 +31,7 @@ from inference.thermodynamic import TVO
 from inference.wake_sleep import WakeSleep
 from models import flow_prior, likelihoods, nets, priors, vamp
 from models.codebook import Codebook
+from models.discrete import UniformBits, uniform_one_hots
 from models.families import FamilyPrior
 from models.gmm import GaussianMixture
 from models.hierarchical import TwoLayerModel
@@ -43,7 +46,8 @@ Factory = Callable[..., Any]
 
 def composed(event_shape: Any, prior: Factory, likelihood: Factory, latent_dim: int = 20) -> LatentVariableModel:
     """A prior and a likelihood, p(z) p(x|z); with neural nets, the variational autoencoder's model."""
-    return LatentVariableModel(prior((latent_dim,)), likelihood(event_shape, (latent_dim,)))
+    p_z = prior((latent_dim,))  # its draws may have a shape of their own: one-hot vectors, one for each latent
+    return LatentVariableModel(p_z, likelihood(event_shape, p_z.event_shape))
 
 
 def two_layer(
@@ -150,6 +154,8 @@ CATALOG: dict[str, dict[str, Factory]] = {
         "iaf": flow_prior.InverseAutoregressivePrior,
         "spline": flow_prior.SplinePrior,
         "family": FamilyPrior,
+        "bits": UniformBits,
+        "onehot": uniform_one_hots,
     },
     "likelihood": {
         "bernoulli": likelihoods.Bernoulli,
@@ -173,6 +179,10 @@ CATALOG: dict[str, dict[str, Factory]] = {
         "spline": flow.SplinePosterior,
         "free": LocallyFitted,
         "quantized": Quantized,
+        "bits": BernoulliBits,
+        "onehot": OneHotCategoricals,
+        "concrete": concrete,
+        "straight_through": straight_through,
         "semi_amortized": SemiAmortized,
         "deterministic": Deterministic,
         "exact": ExactPosterior,

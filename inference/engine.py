@@ -1,6 +1,7 @@
 """One optimization step."""
 
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from typing import Any
 
 import pyro.infer
@@ -9,7 +10,6 @@ import torch
 from torch import Tensor
 
 import models  # noqa: F401  (its Pyro settings keep parameters out of the global store)
-from inference.objectives import Objective
 from inference.particles import Program
 
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
@@ -88,9 +88,26 @@ class SVI(pyro.infer.SVI):
         self.objective = loss
 
     def at(self, progress: float) -> None:
-        """Tell an annealed objective how far the run is, from 0 to 1; Pyro's own have no ear for it."""
-        if isinstance(self.objective, Objective):
-            self.objective.at(progress)
+        """Tell every part that has ``at(progress)`` how far the run is, from 0 to 1: weights, temperatures.
+
+        It is to write what follows from it into a tensor, in place, so that a compiled step sees it change.
+        """
+        for part in self.annealed:
+            part.at(progress)
+
+    def info(self) -> dict[str, float]:
+        """What those parts have to say in each row of the log; may wait for the device."""
+        return {name: value for part in self.annealed if hasattr(part, "info") for name, value in part.info().items()}
+
+    @cached_property
+    def annealed(self) -> list[Any]:
+        """The parts of model, guide and objective that want to know how far the run is; Pyro's own objectives do not.
+
+        All are looked for once: their number is that of the layers of the nets.
+        """
+        programs = [p for p in (self.model, self.guide, self.objective) if isinstance(p, torch.nn.Module)]
+        parts = dict.fromkeys(part for program in programs for part in program.modules())  # shared ones once
+        return [part for part in parts if callable(getattr(part, "at", None))]
 
     def step(self, x: Tensor, *args: Any, **kw: Any) -> Tensor | float:
         """Take one step on the loss of a batch.

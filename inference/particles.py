@@ -22,7 +22,7 @@ from torch import Tensor
 from inference.closed_form import closed_form_kl
 from inference.frozen import held
 from inference.handlers import DetachedDraws, parameters_of
-from inference.structure import Program, Site, StructureError, check_pairing, data_plate
+from inference.structure import Program, Site, StructureError, check_pairing, check_paths, data_plate
 
 Through = Callable[[Tensor, int], Tensor]  # of a draw and the number of its event dimensions
 
@@ -146,6 +146,7 @@ def particles(
     with parameters_of("guide"), DetachedDraws() if detach_draws else nullcontext():
         drawn = poutine.trace(plate(guide)).get_trace(x, *args, **kw)
     q_sites = _sample_sites(drawn)
+    check_paths(q_sites, detached=detach_draws or detach_guide, rescaled=through is not None)
     scored = drawn if through is None else _with_draws(drawn, through)
     with parameters_of("model"):
         model_trace = poutine.trace(poutine.replay(plate(model), trace=scored)).get_trace(x, *args, **kw)

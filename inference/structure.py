@@ -25,6 +25,33 @@ def check_pairing(q_sites: dict[str, Site], latents: dict[str, Site], observed: 
         raise StructureError(f"the model has no latent sites {extra} that the guide samples")
 
 
+def check_paths(q_sites: dict[str, Site], detached: bool, rescaled: bool) -> None:
+    """Refuse draws by a relaxation where a gradient is about the distribution that scores them.
+
+    Args:
+        q_sites: the guide's.
+        detached: the score of q alone is wanted, or its absence: right where draws are distributed as it says.
+        rescaled: the path derivative is to stand for a score: right where the draws are reparameterized exactly.
+    """
+    relaxed = {name: q for name, site in q_sites.items() if hasattr(q := _innermost(site["fn"]), "hard")}
+    if soft := [name for name, q in relaxed.items() if detached and not q.hard]:
+        raise StructureError(
+            f"the guide relaxes the draws of {soft}, so that they are not distributed as log q says, and their score "
+            "is not the gradient of the bound; use gradient=reparameterized, or guide=straight_through, bits or onehot"
+        )
+    if relaxed and rescaled:
+        raise StructureError(
+            f"the path through the draws of {list(relaxed)} is that of a relaxation, which does not stand for the "
+            "score that this gradient replaces by it; use gradient=reparameterized"
+        )
+
+
+def _innermost(q: Any) -> Any:
+    while hasattr(q, "base_dist"):
+        q = q.base_dist
+    return q
+
+
 def data_plate(*programs: dict[str, Site]) -> tuple[int, float]:
     """Size and subsampling scale of the plate over the data, after checking that nothing else scales any site."""
     plates = {_data_plate_of(site) for sites in programs for site in sites.values()}

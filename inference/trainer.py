@@ -17,7 +17,6 @@ from inference.data import Batches, DataError
 from inference.engine import SVI
 from inference.failures import one_line, out_of_memory
 from inference.log import append_row, drop_rows_after
-from inference.objectives import Objective
 from inference.particles import StructureError, first_non_finite_site, validation
 from inference.schedules import SCHEDULES
 from inference.settings import TrainerSettings
@@ -234,7 +233,7 @@ class Trainer:
             "epoch": round(self.step / len(self.batches), 4),
             "seconds": round(self.seconds, 3),
             "train/bound": bound,
-            **(self.svi.objective.info() if isinstance(self.svi.objective, Objective) else {}),
+            **self.svi.info(),
         }
         if validate and self.validate is not None:
             row.update(self.validate())

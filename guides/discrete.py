@@ -1,0 +1,95 @@
+"""Guides that draw bits and one-hot vectors: for score-function gradients, and for sums over states."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyro.distributions as dist
+from torch import Tensor
+
+from models.conditional import Conditional, NetFactory
+from models.discrete import Bits, OneHots, check_states, joint
+from models.vamp import Aggregate
+
+
+class BernoulliBits(Conditional):
+    """Independent bits, whose log-odds one net reads off the context; for prior=bits.
+
+    Their draws have no path to a parameter: use gradient=score, score_average, nvil or loo.
+
+    Args:
+        event_shape: shape of one latent, a bit at each place.
+        context_shape: shape of one context.
+        net: builds the net, whose output is the log-odds.
+        model: the model whose prior the draws are checked against, where one is given.
+    """
+
+    def __init__(
+        self, event_shape: Sequence[int], context_shape: Sequence[int], net: NetFactory, model: Any = None
+    ) -> None:
+        super().__init__(event_shape, context_shape)
+        expect_prior(model, dist.Bernoulli, "draws bits", "bits")
+        self.net = net(self.context_shape, self.event_shape)
+
+    def forward(self, *context: Tensor) -> dist.Distribution:
+        return joint(Bits(self.net(*context)), len(self.event_shape))
+
+
+class OneHotCategoricals(Conditional):
+    """Independent one-hot vectors, whose class logits one net reads off the context; for prior=onehot.
+
+    Their draws have no path to a parameter: use gradient=score, score_average, nvil or loo.
+
+    Args:
+        event_shape: shape of one latent, ``(variables, classes)``.
+        context_shape: shape of one context.
+        net: builds the net, whose output is the logits of the classes.
+        model: the model whose prior the draws are checked against, where one is given.
+    """
+
+    def __init__(
+        self, event_shape: Sequence[int], context_shape: Sequence[int], net: NetFactory, model: Any = None
+    ) -> None:
+        super().__init__(event_shape, context_shape)
+        expect_prior(model, dist.OneHotCategorical, "draws one-hot vectors", "onehot")
+        self.net = net(self.context_shape, self.event_shape)
+
+    def forward(self, *context: Tensor) -> dist.Distribution:
+        return joint(OneHots(self.net(*context)), len(self.event_shape))
+
+
+def summable(model: Any, context_shape: Sequence[int], net: NetFactory) -> Conditional | None:
+    """q(z|x) over the bits or one-hot vectors of a model, few enough to sum over; None where it has neither.
+
+    Raises:
+        ValueError: their joint states are too many.
+    """
+    base = kind_of_prior(model)
+    if not isinstance(base, dist.Bernoulli | dist.OneHotCategorical):
+        return None
+    shape = model.prior.event_shape
+    classes, variables = (shape[-1], shape[:-1]) if isinstance(base, dist.OneHotCategorical) else (2, shape)
+    check_states(classes ** variables.numel())
+    core = OneHotCategoricals if isinstance(base, dist.OneHotCategorical) else BernoulliBits
+    return core(shape, context_shape, net)
+
+
+def kind_of_prior(model: Any) -> Any:
+    """The distribution of a single entry under the prior of a model; None where it has no prior to ask."""
+    prior = getattr(model, "prior", None)
+    if not isinstance(prior, Conditional) or prior.context_shape or isinstance(prior, Aggregate):
+        return None
+    p = prior()
+    while hasattr(p, "base_dist"):
+        p = p.base_dist
+    return p
+
+
+def expect_prior(model: Any, kind: type, what: str, word: str) -> None:
+    """Refuse a model whose prior is known, and over something else.
+
+    Raises:
+        ValueError: with the prior that would do.
+    """
+    found = kind_of_prior(model)
+    if found is not None and not isinstance(found, kind):
+        raise ValueError(f"it {what}, and the prior is over draws of {type(found).__name__}; accepted: prior={word}")

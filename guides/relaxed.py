@@ -1,0 +1,230 @@
+"""Guides whose discrete draws are given a path: Gumbel-softmax, binary Concrete, straight-through.
+
+The score log q of a draw is that of the discrete distribution, linear in the draw, and never the density of the
+relaxation: KL(q || p) is the divergence of the discrete distributions. In evaluation mode these guides draw bits and
+one-hot vectors, so that every number of an evaluation is one of the discrete model.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from guides.discrete import BernoulliBits, OneHotCategoricals, kind_of_prior
+from models.codebook import straight_through as with_gradient_of
+from models.conditional import Conditional, NetFactory
+from models.discrete import Bits, OneHots, joint, largest
+
+
+class RelaxedBits(Bits):
+    """A bit drawn as sigmoid((logits + logistic noise) / temperature) (Maddison et al. 2017, section 3.2).
+
+    Args:
+        logits: log-odds.
+        temperature: above 0; towards 0 the draws become bits, and their gradient noisier.
+        hard: draw bits, exactly as :class:`~models.discrete.Bits` does, with the gradient of the relaxation.
+    """
+
+    has_rsample = True
+    has_enumerate_support = False
+
+    def __init__(self, logits: Tensor, temperature: Tensor, hard: bool, validate_args: bool | None = None) -> None:
+        super().__init__(logits, validate_args)
+        self.temperature, self.hard = temperature, hard
+
+    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> "RelaxedBits":
+        new = self._get_checked_instance(RelaxedBits, _instance)
+        new.temperature, new.hard = self.temperature, self.hard
+        return super().expand(batch_shape, _instance=new)
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        scores = self.scores(sample_shape)
+        soft = (scores / self.temperature).sigmoid()
+        return with_gradient_of((scores > 0).to(soft.dtype), soft) if self.hard else soft
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        with torch.no_grad():
+            return self.rsample(sample_shape)
+
+
+class RelaxedOneHots(OneHots):
+    """A one-hot vector drawn as softmax((logits + Gumbel noise) / temperature) (Jang et al. 2017, eq. 2).
+
+    Args:
+        logits: unnormalized log-probabilities of K classes, ``(..., K)``.
+        temperature: above 0; towards 0 the draws become one-hot, and their gradient noisier.
+        hard: draw one-hot vectors, exactly as :class:`~models.discrete.OneHots` does, with the gradient of the
+            relaxation (straight-through Gumbel-softmax).
+    """
+
+    has_rsample = True
+    has_enumerate_support = False
+
+    def __init__(self, logits: Tensor, temperature: Tensor, hard: bool, validate_args: bool | None = None) -> None:
+        super().__init__(logits, validate_args)
+        self.temperature, self.hard = temperature, hard
+
+    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> "RelaxedOneHots":
+        new = self._get_checked_instance(RelaxedOneHots, _instance)
+        new.temperature, new.hard = self.temperature, self.hard
+        return super().expand(batch_shape, _instance=new)
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        scores = self.scores(sample_shape)
+        soft = (scores / self.temperature).softmax(-1)
+        return with_gradient_of(largest(scores), soft) if self.hard else soft
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        with torch.no_grad():
+            return self.rsample(sample_shape)
+
+
+class _Annealed(Conditional):
+    """A temperature that falls during a run: max(minimum, temperature exp(-rate progress)) (Jang et al. 2017, 4.2)."""
+
+    temperature: Tensor  # (), changed in place; not saved, for it is a function of progress
+
+    def anneal(self, temperature: float, minimum: float, rate: float) -> None:
+        if not temperature > 0 or not 0 < minimum <= temperature:
+            raise ValueError(
+                f"accepted: a temperature above 0 and a minimum above 0 and no higher, got temperature={temperature} "
+                f"and minimum={minimum}"
+            )
+        if not 0 <= rate < math.inf:
+            raise ValueError(f"rate must be 0 or above (0 keeps the temperature), got {rate}")
+        self.start, self.minimum, self.rate = float(temperature), float(minimum), float(rate)
+        self.register_buffer("temperature", torch.tensor(self.start), persistent=False)
+
+    def temperature_at(self, progress: float) -> float:
+        """The temperature when ``progress`` of the run, from 0 to 1, is done."""
+        return max(self.minimum, self.start * math.exp(-self.rate * progress))
+
+    def at(self, progress: float) -> None:
+        """Be told how far the run is."""
+        self.temperature.fill_(self.temperature_at(progress))
+
+    def info(self) -> dict[str, float]:
+        """What the log says of it."""
+        return {"train/temperature": float(self.temperature)}
+
+
+class RelaxedBernoulliBits(BernoulliBits, _Annealed):
+    """Independent bits, in training mode relaxed or straight-through, in evaluation mode drawn.
+
+    With ``hard=True`` the forward pass is that of bits: the bound has the right value. Its gradient with respect to
+    the guide is biased at every temperature: towards 0, the difference between the bound at 1 and at 0 is replaced by
+    the mean of its derivatives there, which is exact for quadratic functions alone.
+
+    With ``hard=False`` the model is given numbers between 0 and 1 during training: the value is then that of the
+    relaxed objective, **no bound on log p(x)**, and the gradient is that of this value. It tends to the gradient of
+    the bound as the temperature falls, and its variance grows. In evaluation mode both draw as
+    :class:`~guides.discrete.BernoulliBits` does.
+
+    Args:
+        event_shape: shape of one latent, a bit at each place.
+        context_shape: shape of one context.
+        net: builds the net, whose output is the log-odds.
+        hard: straight-through.
+        temperature: at the start.
+        minimum: below which the temperature does not fall.
+        rate: how fast it falls: by a factor of exp(-rate) over the whole run.
+        model: the model whose prior the draws are checked against, where one is given.
+    """
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        context_shape: Sequence[int],
+        net: NetFactory,
+        hard: bool = True,
+        temperature: float = 1.0,
+        minimum: float = 0.5,
+        rate: float = 1.0,
+        model: Any = None,
+    ) -> None:
+        super().__init__(event_shape, context_shape, net, model)
+        self.hard = hard
+        self.anneal(temperature, minimum, rate)
+
+    def forward(self, *context: Tensor) -> dist.Distribution:
+        if not self.training:
+            return super().forward(*context)
+        return joint(RelaxedBits(self.net(*context), self.temperature, self.hard), len(self.event_shape))
+
+
+class RelaxedOneHotCategoricals(OneHotCategoricals, _Annealed):
+    """Independent one-hot vectors, in training mode relaxed or straight-through, in evaluation mode drawn.
+
+    What ``hard`` means for the value of a bound and for its gradient is as for :class:`RelaxedBernoulliBits`:
+    **with hard=False the value is no bound on log p(x)**.
+
+    Args:
+        event_shape: shape of one latent, ``(variables, classes)``.
+        context_shape: shape of one context.
+        net: builds the net, whose output is the logits of the classes.
+        hard: straight-through.
+        temperature: at the start.
+        minimum: below which the temperature does not fall.
+        rate: how fast it falls: by a factor of exp(-rate) over the whole run.
+        model: the model whose prior the draws are checked against, where one is given.
+    """
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        context_shape: Sequence[int],
+        net: NetFactory,
+        hard: bool = True,
+        temperature: float = 1.0,
+        minimum: float = 0.5,
+        rate: float = 1.0,
+        model: Any = None,
+    ) -> None:
+        super().__init__(event_shape, context_shape, net, model)
+        self.hard = hard
+        self.anneal(temperature, minimum, rate)
+
+    def forward(self, *context: Tensor) -> dist.Distribution:
+        if not self.training:
+            return super().forward(*context)
+        return joint(RelaxedOneHots(self.net(*context), self.temperature, self.hard), len(self.event_shape))
+
+
+def concrete(
+    event_shape: Sequence[int],
+    context_shape: Sequence[int],
+    net: NetFactory,
+    model: Any,
+    temperature: float = 1.0,
+    minimum: float = 0.5,
+    rate: float = 1.0,
+) -> Conditional:
+    """Bits or one-hot vectors, relaxed in training to lie between (Gumbel-softmax, Concrete): no bound until drawn."""
+    core = _relaxed_like_the_prior(model)
+    return core(event_shape, context_shape, net, hard=False, temperature=temperature, minimum=minimum, rate=rate)
+
+
+def straight_through(
+    event_shape: Sequence[int],
+    context_shape: Sequence[int],
+    net: NetFactory,
+    model: Any,
+    temperature: float = 1.0,
+    minimum: float = 0.5,
+    rate: float = 1.0,
+) -> Conditional:
+    """Bits or one-hot vectors that are drawn, with the biased gradient of their relaxation (straight-through)."""
+    core = _relaxed_like_the_prior(model)
+    return core(event_shape, context_shape, net, hard=True, temperature=temperature, minimum=minimum, rate=rate)
+
+
+def _relaxed_like_the_prior(model: Any) -> type[RelaxedBernoulliBits] | type[RelaxedOneHotCategoricals]:
+    found = kind_of_prior(model)
+    if isinstance(found, dist.Bernoulli):
+        return RelaxedBernoulliBits
+    if isinstance(found, dist.OneHotCategorical):
+        return RelaxedOneHotCategoricals
+    raise ValueError("it relaxes discrete latents: accepted: prior=bits or prior=onehot")
