@@ -64,6 +64,8 @@ def assemble(config: Config) -> Setup:
     _introduce(config, model, guide)
     support = getattr(getattr(model, "likelihood", model), "support", "real")
     representation = representation_for(dataset, support, dataset.observed_levels)
+    if representation == "levels":
+        _scale_inputs(guide, dataset)
     objective = _objective(config, dataset, device)
     config = config.without(_unused(config))
     return Setup(config, dataset, model.to(device), guide.to(device), objective, representation, device)
@@ -88,6 +90,13 @@ def start_from_data(setup: Setup) -> None:
             getattr(part, "initialize", lambda x: None)(x)
     except ValueError as error:
         raise ConfigError(f"the parts cannot start from these data: {one_line(error)}") from error
+
+
+def _scale_inputs(guide: nn.Module, dataset: Dataset) -> None:
+    """Let encoders see grey levels as fractions of the highest: as whole numbers up to 255 they saturate every unit."""
+    for net in guide.modules():
+        if hasattr(net, "input_scale") and net.in_shape == dataset.shape:
+            net.input_scale = float((dataset.observed_levels or 2) - 1)  # type: ignore[assignment]
 
 
 def find_device(name: str) -> torch.device:

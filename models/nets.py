@@ -44,6 +44,11 @@ def batch_shape(x: Tensor, in_shape: torch.Size) -> torch.Size:
     return x.shape[:split]
 
 
+def scaled(x: Tensor, scale: float) -> Tensor:
+    """``x / scale``, at no cost where the scale is 1."""
+    return x if scale == 1 else x / scale
+
+
 def _activation(name: str) -> tuple[nn.Module, float]:
     if name not in ACTIVATIONS:
         raise ValueError(f"unknown activation {name!r}; accepted: {', '.join(ACTIVATIONS)}")
@@ -91,6 +96,8 @@ def _transposed_convolution(before: int, after: int, kernel: tuple[int, int], ga
 class _Dense(nn.Module):
     """Reads the event as one vector: hidden layers, then an affine output layer."""
 
+    input_scale: float = 1.0  # what inputs are divided by
+
     def __init__(self, in_shape: Sequence[int], out_shape: Sequence[int], hidden: Sequence[nn.Module], width: int):
         super().__init__()
         self.in_shape, self.out_shape = torch.Size(in_shape), torch.Size(out_shape)
@@ -110,11 +117,12 @@ class _Dense(nn.Module):
         """
         first = next(layer for layer in self.modules() if isinstance(layer, nn.Linear))
         with torch.no_grad():
-            first.bias.copy_(-first.weight @ mean.reshape(-1))  # (*in_shape) -> (size,)
+            first.bias.copy_(-first.weight @ (mean / self.input_scale).reshape(-1))  # (*in_shape) -> (size,)
 
     def forward(self, x: Tensor) -> Tensor:
         batch = batch_shape(x, self.in_shape)
-        x = x.reshape((*batch, self.in_shape.numel()))  # (*batch, *in_shape) -> (*batch, size), a view
+        # (*batch, *in_shape) -> (*batch, size)
+        x = scaled(x, self.input_scale).reshape((*batch, self.in_shape.numel()))
         return self.output(self.hidden(x)).reshape(batch + self.out_shape)
 
 
@@ -201,6 +209,8 @@ class ConvEncoder(nn.Module):
         activation: one of :data:`ACTIVATIONS`.
     """
 
+    input_scale: float = 1.0  # what inputs are divided by
+
     def __init__(
         self,
         in_shape: Sequence[int],
@@ -227,7 +237,8 @@ class ConvEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch = batch_shape(x, self.in_shape)
-        images = x.reshape((batch.numel(), *self.in_shape))  # (*batch, C, H, W) -> (B, C, H, W)
+        # (*batch, C, H, W) -> (B, C, H, W)
+        images = scaled(x, self.input_scale).reshape((batch.numel(), *self.in_shape))
         return self.output(self.hidden(images)).reshape(batch + self.out_shape)
 
 
