@@ -111,7 +111,7 @@ def load(arguments: Iterable[str], recipe: Mapping[str, Any] | None = None) -> C
     Raises:
         ConfigError: an unknown key or word, or a value of another type.
     """
-    given = dict(parse_argument(argument) for argument in arguments)
+    given = dict(parse_argument(argument) for argument in arguments)  # the last of several wins
     flat = _flatten(recipe or {})
     if "experiment" in given:
         flat.update(_flatten(read_recipe(given.pop("experiment"))))

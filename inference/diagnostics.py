@@ -43,12 +43,22 @@ def elbo_terms(model: Program, guide: Program, x: Tensor, num_samples: int = 1) 
     return Terms(draws.log_likelihood.mean(0), kl.mean(0), estimator)
 
 
-def kl_per_dimension(model: Program, guide: Program, x: Tensor) -> Tensor | None:
+def kl_per_dimension(model: Program, guide: Program, x: Tensor, chunk: int = 256) -> Tensor | None:
     """Mean over the data of KL(q(z_d|x) || p(z_d)), ``(D,)`` nats, sites one after the other.
 
     None where it does not split over dimensions: a posterior or a prior that correlates them, latents with a mask or
     in plates of their own, or no closed form.
     """
+    sums = []
+    for some in x.split(chunk):
+        mean = _kl_per_dimension(model, guide, some)
+        if mean is None:
+            return None
+        sums.append(mean * len(some))
+    return torch.stack(sums).sum(0) / len(x)
+
+
+def _kl_per_dimension(model: Program, guide: Program, x: Tensor) -> Tensor | None:
     draws = particles(model, guide, x)
     try:
         draws.analytic_kl()
@@ -103,9 +113,12 @@ class Surgery:
 def surgery(model: Program, guide: Program, x: Tensor, chunk: int = 256) -> Surgery:
     """ELBO surgery over the data ``x``; costs ``N^2`` densities of the guide."""
     num_data = x.shape[0]
-    draws = particles(model, guide, x)
-    kl = float(_kl(draws)[0].mean())
-    latents = {name: latent.value.reshape(num_data, *latent.q.event_shape) for name, latent in draws.latents.items()}
+    draws = [particles(model, guide, some) for some in x.split(chunk)]
+    kl = float(torch.cat([_kl(part)[0].reshape(-1) for part in draws]).mean())
+    latents = {
+        name: torch.cat([part.latents[name].value.reshape(-1, *latent.q.event_shape) for part in draws])
+        for name, latent in draws[0].latents.items()
+    }
     log_ratio = []
     for start in range(0, num_data, chunk):
         some = {name: z[start : start + chunk] for name, z in latents.items()}

@@ -102,8 +102,7 @@ def log_evidence(
         weigh: gives the log-weights ``(K, N)`` of K new particles for data; by
             :func:`~inference.particles.particles` where not given.
     """
-    values = max(x[0].numel(), _values_per_draw(model))
-    rows = (memory_bytes or chunk_bytes(x.device)) // (8 * values * x.element_size())  # 8: activations per value
+    rows = draws_at_once(model, x, memory_bytes)
     per_chunk = max(1, min(num_particles, rows))
     data_per_chunk = max(1, min(rows // per_chunk, x.shape[0], 100))
     weigh = weigh or _weigher(model, guide, x)
@@ -128,6 +127,12 @@ def _weigher(model: Program, guide: Program, x: Tensor, engine: str = "eager") -
 
         return CompiledWeights(model, guide, nesting)
     return lambda x, k: particles(model, guide, x, k, max_plate_nesting=nesting).log_weight
+
+
+def draws_at_once(model: Program, x: Tensor, memory_bytes: int | None = None) -> int:
+    """How many draws, over particles and data, a chunk may score."""
+    values = max(x[0].numel(), _values_per_draw(model))
+    return max(1, (memory_bytes or chunk_bytes(x.device)) // (8 * values * x.element_size()))  # 8: activations a value
 
 
 def _values_per_draw(model: Program) -> int:
@@ -177,12 +182,10 @@ def held_out(source: Source, limit: int, seed: int) -> tuple[Tensor, Tensor]:
 def validation_scores(model: Program, guide: Program, x: Tensor, seed: int) -> dict[str, float]:
     """What the training log says of the validation set, in nats per datum."""
     with evaluating(model, guide, seed=seed):
-        terms = elbo_terms(model, guide, x)
-    return {
-        "valid/elbo": float(terms.elbo.mean()),
-        "valid/reconstruction": float(terms.reconstruction.mean()),
-        "valid/kl": float(terms.kl.mean()),
-    }
+        terms = [elbo_terms(model, guide, some) for some in x.split(draws_at_once(model, x))]
+    reconstruction = float(torch.cat([t.reconstruction for t in terms]).mean())
+    kl = float(torch.cat([t.kl for t in terms]).mean())
+    return {"valid/elbo": reconstruction - kl, "valid/reconstruction": reconstruction, "valid/kl": kl}
 
 
 def evaluate(
@@ -212,7 +215,8 @@ def evaluate(
     with evaluating(model, guide, seed=seed):
         certain = is_certain(guide, x)  # then one draw tells all, and log p(x) is estimated by the bound itself
         elbo_samples, num_particles = (1, 1) if certain else (settings.elbo_samples, settings.particles)
-        terms = [elbo_terms(model, guide, some, elbo_samples) for some in x.split(256)]
+        at_once = max(1, min(256, draws_at_once(model, x) // elbo_samples))
+        terms = [elbo_terms(model, guide, some, elbo_samples) for some in x.split(at_once)]
         parts = surgery(model, guide, x[: settings.surgery_data])
         units = active_units(guide, x)
         by_dimension = kl_per_dimension(model, guide, x[: settings.surgery_data])
@@ -234,6 +238,7 @@ def evaluate(
         "test/kl_per_dimension": None if by_dimension is None else [round(v, 6) for v in by_dimension.tolist()],
         "test/mutual_information": parts.mutual_information,
         "test/marginal_kl": kl - parts.mutual_information,
+        "test/mutual_information_estimator": "one draw per datum against the mixture of their posteriors",
         "test/surgery_data": parts.num_data,
         "test/active_units": units,
         "test/nll": float(nll.mean()),

@@ -26,16 +26,18 @@ def write_posterior(path: Path, model: Program, guide: Program, x: torch.Tensor,
     independent, from the guide.
     """
     arviz = import_arviz()
-    scored = particles(model, guide, x, draws)
+    scored = [particles(model, guide, x) for _ in range(draws)]  # one by one: the likelihoods of all may be large
     latents = {
-        name: latent.value.reshape(draws, x.shape[0], *latent.q.event_shape) for name, latent in scored.latents.items()
+        name: torch.stack([part.latents[name].value.reshape(x.shape[0], *latent.q.event_shape) for part in scored])
+        for name, latent in scored[0].latents.items()
     }
+    log_likelihood = torch.cat([part.log_likelihood for part in scored])  # (1, N) each
     predicted = torch.stack([decode(model, {n: z[i] for n, z in latents.items()}, x).sample() for i in range(draws)])
     data = arviz.from_dict(
         posterior={name: z.cpu().numpy()[None] for name, z in latents.items()},
         posterior_predictive={"x": predicted.cpu().numpy()[None]},
         observed_data={"x": x.cpu().numpy()},
-        log_likelihood={"x": scored.log_likelihood.cpu().numpy()[None]},
+        log_likelihood={"x": log_likelihood.cpu().numpy()[None]},
     )
     temporary = path.with_name(f".{path.name}.partial")
     try:

@@ -12,7 +12,7 @@ from inference.closed_form import factors
 from inference.diagnostics import kl_per_dimension, posterior_means
 from inference.evaluate import evaluating, held_out
 from inference.figures import Gallery
-from inference.particles import decode, generate, particles
+from inference.particles import decode, generate, infer
 
 NUM_RECONSTRUCTIONS, NUM_SAMPLES, NUM_CODES, MANIFOLD_SIDE = 32, 100, 2000, 20
 
@@ -22,7 +22,7 @@ def gallery(setup: Setup) -> Gallery:
     model, guide, dataset = setup.model, setup.guide, setup.dataset
     x, index = held_out(setup.source("test"), NUM_CODES, setup.config.values.seed)
     with evaluating(model, guide, seed=setup.config.values.seed):
-        latents = {n: z.value for n, z in particles(model, guide, x).latents.items()}
+        latents = infer(guide, x)
         shown = {name: z[:NUM_RECONSTRUCTIONS] for name, z in latents.items()}
         reconstructions = decode(model, shown, x[:NUM_RECONSTRUCTIONS]).mean
         prior, p_x, draws = generate(model, x[:1].expand(NUM_SAMPLES, *dataset.shape))

@@ -34,6 +34,7 @@ MEANINGS = {
     "test/code_bits_per_image": "Bits for the codes of a datum, by how often each occurs.",
     "test/code_fixed_bits_per_image": "Bits for the codes of a datum if all are equally likely: the KL in bits.",
     "test/data": "Held-out data behind these numbers.",
+    "test/mutual_information_estimator": "How the information was estimated; the marginal KL is the rest of the KL.",
     "test/surgery_data": "Held-out data behind the split of the KL; the information in a code is at most the logarithm "
     "of their number.",
     "test/kl_estimator": "Whether the KL is in closed form or a mean over draws.",

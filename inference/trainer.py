@@ -285,7 +285,7 @@ class Trainer:
     def _non_finite_parameter(self) -> str | None:
         for program_name, program in self.programs.items():
             for name, parameter in program.named_parameters():
-                if not torch.isfinite(parameter).all():
+                if not torch.isfinite(parameter.norm()):  # too large to be squared is as bad
                     return f"gradient of {program_name} parameter '{name}'"
         return None
 

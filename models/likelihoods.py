@@ -215,6 +215,11 @@ class Categorical(Likelihood):
         super().__init__(event_shape, context_shape, net, outputs=_checked_levels(levels))
         self.levels = levels
 
+    @property
+    def values_per_draw(self) -> int:
+        """Numbers computed to score one datum: a logit for every level of every entry."""
+        return self.event_shape.numel() * self.levels
+
     def forward(self, *context: Tensor) -> dist.Distribution:
         event_dims = len(self.event_shape)
         # (*batch, d0 L, d1, ...) -> (*batch, d0, L, d1, ...) -> (*batch, d0, d1, ..., L)

@@ -89,7 +89,7 @@ class PPCA(LatentVariableModel):
 
     likelihood: LinearGaussian
 
-    def __init__(self, event_shape: Sequence[int], latent_dim: int) -> None:
+    def __init__(self, event_shape: Sequence[int], latent_dim: int = 2) -> None:
         super().__init__(StandardNormal((latent_dim,)), LinearGaussian(event_shape, (latent_dim,)))
 
     def _flat(self, x: Tensor) -> Tensor:
