@@ -200,11 +200,6 @@ def encode(guide: Program, x: Tensor) -> dict[str, TorchDistribution]:
     return {name: site["fn"] for name, site in _sample_sites(poutine.trace(guide).get_trace(x)).items()}
 
 
-def infer(guide: Program, x: Tensor) -> dict[str, Tensor]:
-    """One draw from q(z|x) for each latent site of the guide, ``(N, *event_shape)``; the model is not run."""
-    return {name: site["value"] for name, site in _sample_sites(poutine.trace(guide).get_trace(x)).items()}
-
-
 def cross_log_q(guide: Program, latents: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """log q(z_i|x_j) of every latent under every datum's posterior, ``(I, J)`` nats.
 

@@ -12,7 +12,7 @@ from inference.closed_form import factors
 from inference.diagnostics import kl_per_dimension, posterior_means
 from inference.evaluate import evaluating, held_out
 from inference.figures import Gallery
-from inference.particles import decode, generate, infer
+from inference.particles import decode, generate, particles
 
 NUM_RECONSTRUCTIONS, NUM_SAMPLES, NUM_CODES, MANIFOLD_SIDE = 32, 100, 2000, 20
 
@@ -22,10 +22,11 @@ def gallery(setup: Setup) -> Gallery:
     model, guide, dataset = setup.model, setup.guide, setup.dataset
     x, index = held_out(setup.source("test"), NUM_CODES, setup.config.values.seed)
     with evaluating(model, guide, seed=setup.config.values.seed):
-        latents = infer(guide, x)
+        draws = [particles(model, guide, some).latents for some in x.split(256)]  # a likelihood's values may be many
+        latents = {name: torch.cat([part[name].value for part in draws]) for name in draws[0]}
         shown = {name: z[:NUM_RECONSTRUCTIONS] for name, z in latents.items()}
         reconstructions = decode(model, shown, x[:NUM_RECONSTRUCTIONS]).mean
-        prior, p_x, draws = generate(model, x[:1].expand(NUM_SAMPLES, *dataset.shape))
+        prior, p_x, drawn = generate(model, x[:1].expand(NUM_SAMPLES, *dataset.shape))
         many_prior, _, _ = generate(model, x[:1].expand(NUM_CODES, *dataset.shape))
         by_dimension = kl_per_dimension(model, guide, x)
         means = posterior_means(guide, x)
@@ -36,7 +37,7 @@ def gallery(setup: Setup) -> Gallery:
         value_range=(0.0, (dataset.observed_levels or 2) - 1.0) if setup.representation == "levels" else (0.0, 1.0),
         originals=_numpy(x[:NUM_RECONSTRUCTIONS]),
         reconstructions=_numpy(reconstructions),
-        samples=_numpy(p_x.mean if len(dataset.shape) == 3 else draws),
+        samples=_numpy(p_x.mean if len(dataset.shape) == 3 else drawn),
         latent_means=_numpy(means),
         latent_draws=_numpy(_flat(latents)),
         prior_draws=_numpy(_flat(many_prior)),
