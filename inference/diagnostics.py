@@ -19,6 +19,9 @@ from inference.particles import (
 )
 
 
+DENSITIES_AT_ONCE = 2**16  # a flow's networks hold hundreds of numbers for each
+
+
 @dataclass(frozen=True)
 class Terms:
     """The bound's two terms for each datum, ``(N,)`` nats: ``elbo = reconstruction - kl``."""
@@ -110,10 +113,11 @@ class Surgery:
 
 
 @torch.no_grad()
-def surgery(model: Program, guide: Program, x: Tensor, chunk: int = 256) -> Surgery:
-    """ELBO surgery over the data ``x``; costs ``N^2`` densities of the guide."""
+def surgery(model: Program, guide: Program, x: Tensor, chunk: int | None = None) -> Surgery:
+    """ELBO surgery over the data ``x``; costs ``N^2`` densities of the guide, ``chunk`` times N of them at once."""
     num_data = x.shape[0]
-    draws = [particles(model, guide, some) for some in x.split(chunk)]
+    chunk = chunk or max(1, DENSITIES_AT_ONCE // num_data)
+    draws = [particles(model, guide, some) for some in x.split(256)]
     kl = float(torch.cat([_kl(part)[0].reshape(-1) for part in draws]).mean())
     latents = {
         name: torch.cat([part.latents[name].value.reshape(-1, *latent.q.event_shape) for part in draws])
