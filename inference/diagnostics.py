@@ -18,7 +18,6 @@ from inference.particles import (
     particles,
 )
 
-
 DENSITIES_AT_ONCE = 2**16  # a flow's networks hold hundreds of numbers for each
 
 
