@@ -4,7 +4,7 @@ from typing import Protocol, cast
 
 from torch import Tensor
 
-from inference.gradients import Bound, Draw, GradientEstimator, with_gradient
+from inference.gradients import Bound, Draw, GradientEstimator, expect_score_identity, with_gradient
 from inference.particles import Particles
 from inference.structure import StructureError
 
@@ -34,9 +34,15 @@ class Covariance(GradientEstimator):
                 f"gradient=covariance is that of tempered expectations, such as objective=tvo; "
                 f"{type(objective).__name__} is none: use gradient=reparameterized, or loo for discrete latents"
             )
+        if objective.num_particles < 2:
+            raise StructureError(
+                "gradient=covariance needs objective.particles=2 or more: with one there is nothing to vary with, and "
+                "the guide would follow noise alone; with one particle use gradient=reparameterized or score"
+            )
 
     def estimate(self, objective: Bound, draw: Draw, x: Tensor) -> tuple[Tensor, Particles]:
         draws = draw(detach_draws=True)
+        expect_score_identity(draws, self.name)
         tempered = cast(Tempered, objective)
         log_weight = draws.log_weight
         weights = tempered.tempered(log_weight.detach())  # (P, K, N)

@@ -10,7 +10,7 @@ numbers it is made of; ``combine``, which makes the bound of them; and ``linear`
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
@@ -78,6 +78,22 @@ def expect_reparameterized(draws: Particles, name: str) -> None:
         )
 
 
+def expect_score_identity(draws: Particles, name: str) -> None:
+    """Refuse draws whose score has a mean other than zero, for the density jumps at an edge that moves."""
+    drawn = {**{site: latent.q for site, latent in draws.latents.items()}, **draws.auxiliary}
+    if sites := [site for site, q in drawn.items() if not _has_score_identity(q)]:
+        raise StructureError(
+            f"the support of the guide's sites {sites} moves with its parameters and the density jumps at its edge, so "
+            f"that the mean of the score is not zero and the {name} gradient is biased; use gradient=reparameterized"
+        )
+
+
+def _has_score_identity(q: Any) -> bool:
+    while getattr(q, "score_identity", True) and hasattr(q, "base_dist"):
+        q = q.base_dist
+    return getattr(q, "score_identity", True)
+
+
 class Reparameterized(GradientEstimator):
     """Differentiates through the draws as functions of noise (Kingma and Welling 2014; Rezende et al. 2014)."""
 
@@ -87,6 +103,8 @@ class Reparameterized(GradientEstimator):
     def estimate(self, objective: Bound, draw: Draw, x: Tensor) -> tuple[Tensor, Particles]:
         draws = draw(detach_guide=self.detach_guide)
         expect_reparameterized(draws, self.name)
+        if self.detach_guide:
+            expect_score_identity(draws, self.name)
         return objective.from_particles(draws), draws
 
 
@@ -129,6 +147,7 @@ class DoublyReparameterized(GradientEstimator):
         scaling = PathScaling()
         draws = draw(detach_guide=True, through=scaling)
         expect_reparameterized(draws, self.name)
+        expect_score_identity(draws, self.name)
         scaling.factor = objective.double_reparameterization(objective.contribution(draws).detach())
         return objective.from_particles(draws), draws
 

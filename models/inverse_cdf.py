@@ -138,6 +138,8 @@ class Pareto(dist.Pareto):
         alpha: exponent of the tail, P(z > t) = (scale / t)^alpha.
     """
 
+    score_identity = False  # see models.families.Family
+
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
@@ -155,6 +157,7 @@ class Reciprocal(InverseCDF):
         ratio: of the greatest value to the least, above 1.
     """
 
+    score_identity = False  # see models.families.Family
     arg_constraints = {"low": constraints.positive, "ratio": constraints.greater_than(1.0)}  # noqa: RUF012
     low: Tensor
     ratio: Tensor

@@ -18,6 +18,8 @@ class ClosedUniform(dist.Uniform):
     and the bound infinite.
     """
 
+    score_identity = False  # see models.families.Family
+
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         z = super().rsample(sample_shape)
         return torch.where(z > self.high, self.high, z)

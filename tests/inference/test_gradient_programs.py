@@ -11,6 +11,7 @@ import torch
 from guides import flow
 from guides.amortized import Amortized
 from guides.exact import ExactPosterior
+from guides.family import FamilyConditional
 from inference.baselines import NVIL, ScoreFunction, learning_signal
 from inference.bounds import CIWAE, MIWAE, Renyi
 from inference.covariance import Covariance
@@ -18,6 +19,10 @@ from inference.gradients import Reparameterized
 from inference.objectives import ELBO, IWAE
 from inference.particles import StructureError, particles
 from inference.thermodynamic import TVO
+from inference.wake_sleep import WakeSleep
+from models.families import FAMILIES, FamilyPrior
+from models.latent import LatentVariableModel
+from models.likelihoods import FixedGaussian
 from models.nets import MLP
 from models.ppca import PPCA
 from tests.estimation import programs
@@ -127,6 +132,7 @@ def test_gradients_with_the_exact_posterior_of_a_model_for_a_guide():
         (TVO(5, gradient="dreg"), "no doubly reparameterized gradient of TVO"),
         (ELBO(1, gradient="loo"), "needs objective.particles=2 or more"),
         (IWAE(5, gradient="covariance"), "tempered expectations, such as objective=tvo"),
+        (TVO(1), "needs objective.particles=2 or more.*gradient=reparameterized"),
         (LikelihoodOnly(2, gradient="loo"), "does not define combine"),
         (LikelihoodOnly(2, gradient="stl"), "biased for LikelihoodOnly"),
         (ELBO(gradient="nvil"), "not built yet: call objective.prepare"),
@@ -187,3 +193,25 @@ def test_nvil_learns_its_baseline_and_no_other_parameter_moves_it():
     assert errors[0] > 4 * min(errors[-5:])
     assert isinstance(objective.gradient, NVIL)
     assert not isinstance(objective.gradient, Covariance | Reparameterized)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_scores_that_do_not_average_to_zero_are_refused_by_what_needs_them_to(family):
+    prior = "dirichlet" if family == "dirichlet" else "gaussian"
+    model = LatentVariableModel(FamilyPrior((3,), family=prior), FixedGaussian((2,), (3,), MLP))
+    guide = Amortized(FamilyConditional((3,), (2,), MLP, family=family))
+    x = torch.randn(4, 2)
+    assert ELBO().bound(model, guide, x).requires_grad
+    estimators = (
+        *(ELBO(2, gradient=gradient) for gradient in ("stl", "dreg", "score", "loo")),
+        IWAE(2, gradient="dreg"),
+        TVO(2),
+        WakeSleep(2),
+        WakeSleep(2, gradient="dreg"),
+    )
+    for objective in estimators:
+        if FAMILIES[family].score_identity:
+            assert objective.bound(model, guide, x).requires_grad
+        else:
+            with pytest.raises(StructureError, match=r"mean of the score is not zero.*gradient=reparameterized"):
+                objective.bound(model, guide, x)
