@@ -26,27 +26,36 @@ def main() -> None:
         "threads": options.threads,
         "versions": f"Python {platform.python_version()}, torch {torch.__version__}, Pyro {pyro.__version__}",
         "milliseconds": {},
+        "processor milliseconds": {},
         "ratios": {},
         "alone": {},
     }
     for size in options.batch:
         print(f"batch {size} ...", flush=True)
-        times = interleaved(names, size, options.rounds, max(2, min(20, 2000 // size)))
-        results["milliseconds"][str(size)] = times
+        times, processor = interleaved(names, size, options.rounds, max(2, min(20, 2000 // size)))
+        results["milliseconds"][str(size)], results["processor milliseconds"][str(size)] = times, processor
         wanted = {
             f"{above} / {below}": (above, below)
             for above, below in ((COMPILED, HAND), (STOCK, COMPILED), (STOCK, f"{COMPILED}, Pyro's Trace_ELBO"))
             if above in times and below in times
         }
-        results["ratios"][str(size)] = {label: ratios(times, *pair) for label, pair in wanted.items()}
+        results["ratios"][str(size)] = {
+            f"{label}, {by}": ratios(measured, *pair)
+            for label, pair in wanted.items()
+            for by, measured in (("by the clock", times), ("processor time", processor))
+        }
     for name in [] if options.quick else names:
         print(f"{name}, alone ...", flush=True)
         results["alone"][name] = alone(name, options.batch[0], options.threads)
     if options.evidence:
         print("log p(x) ...", flush=True)
         times = evidence_times(options.evidence, options.particles, 7)
-        against = {name: ratios(times, name, "decoder's products") for name in ("eager", "compiled")}
-        results["evidence"] = {"particles": options.particles, "seconds": times, "ratios": against}
+        against = {
+            f"{name} over {products}": ratios(times, name, products)
+            for name in ("eager", "compiled")
+            for products in ("products", "products by oneDNN")
+        }
+        results["evidence"] = {"particles": options.particles, "processor seconds": times, "ratios": against}
     print(write(results, Path(__file__).parent / "results", options.name))
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -10,10 +9,11 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
+
+Times = dict[str, list[float]]
 
 
 def bits(count: int, batch_size: int) -> list[Tensor]:
@@ -22,8 +22,11 @@ def bits(count: int, batch_size: int) -> list[Tensor]:
     return [(torch.rand(batch_size, 784, generator=generator) < 0.13).float() for _ in range(count)]
 
 
-def interleaved(names: Sequence[str], batch_size: int, rounds: int, block: int) -> dict[str, list[float]]:
-    """Milliseconds for a step of each contender, one number for each round."""
+def interleaved(names: Sequence[str], batch_size: int, rounds: int, block: int) -> tuple[Times, Times]:
+    """Milliseconds for a step of each contender, one number for each round: by the clock, and of processor time.
+
+    Processor time is that of all threads. On a busy machine the clock measures the others as well.
+    """
     from benchmarks.contenders import CONTENDERS, RUNS_IN
 
     batches = bits(block, batch_size)
@@ -31,14 +34,17 @@ def interleaved(names: Sequence[str], batch_size: int, rounds: int, block: int) 
     for steps in contenders.values():
         for _ in range(2):
             steps(batches)  # compiled by now
-    times: dict[str, list[float]] = {name: [] for name in names}
+    wall: Times = {name: [] for name in names}
+    processor: Times = {name: [] for name in names}
     for turn in range(rounds):
         order = list(contenders) if turn % 2 == 0 else list(contenders)[::-1]
         for name in order:
-            start = time.perf_counter()
+            start, used = time.perf_counter(), time.process_time()
             contenders[name](batches)
-            times[name].append((time.perf_counter() - start) / block / RUNS_IN.get(name, 1) * 1e3)
-    return times
+            per_step = 1e3 / block / RUNS_IN.get(name, 1)
+            wall[name].append((time.perf_counter() - start) * per_step)
+            processor[name].append((time.process_time() - used) * per_step)
+    return wall, processor
 
 
 def ratios(times: dict[str, list[float]], above: str, below: str) -> dict[str, float]:
@@ -49,10 +55,11 @@ def ratios(times: dict[str, list[float]], above: str, below: str) -> dict[str, f
 
 
 def alone(name: str, batch_size: int, threads: int) -> dict[str, float]:
-    """Import time, time of the first steps with cold caches, and peak memory of a contender in a process of its own."""
+    """Seconds to start and to take the first steps with cold caches, and peak memory, in a process of its own."""
     with tempfile.TemporaryDirectory() as cache:
         environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache, "JAX_ENABLE_COMPILATION_CACHE": "false"}
-        command = [sys.executable, "-m", "benchmarks.timing", name, str(batch_size), str(threads)]
+        arguments = [name, str(batch_size), str(threads), str(time.time())]
+        command = [sys.executable, "-m", "benchmarks.timing", *arguments]
         root = Path(__file__).resolve().parent.parent
         done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -60,29 +67,21 @@ def alone(name: str, batch_size: int, threads: int) -> dict[str, float]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def _measure(name: str, batch_size: int, threads: int) -> dict[str, Any]:
+def _measure(name: str, batch_size: int, threads: int, launched: float) -> dict[str, float]:
     torch.set_num_threads(threads)
-    start = time.perf_counter()
     from benchmarks.contenders import CONTENDERS
 
     steps = CONTENDERS[name]()
-    ready = time.perf_counter()
-    batches = bits(4, batch_size)
-    steps(batches)
-    first = time.perf_counter()
-    steps(batches)
-    again = time.perf_counter()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {
-        "import seconds": ready - start + _TORCH_SECONDS,
-        "first steps seconds": max(first - ready - (again - first), 0.0),
-        "peak MiB": peak,
-    }
+    start = time.time()
+    steps(bits(4, batch_size))
+    return {"start seconds": start - launched, "first steps seconds": time.time() - start, "peak MiB": _peak_mib()}
 
 
-_TORCH_SECONDS = 0.0
+def _peak_mib() -> float:
+    """Peak resident memory of this program; ``getrusage`` would count the parent that it was forked from."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
+
+
 if __name__ == "__main__":
-    begin = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import torch"], check=True)
-    _TORCH_SECONDS = time.perf_counter() - begin
-    print(json.dumps(_measure(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))))
+    print(json.dumps(_measure(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))))

@@ -317,13 +317,13 @@ def test_batches_of_other_sizes_can_stay_eager():
     assert len(svi._graphs) == 1
 
 
-def test_without_a_compiler_steps_run_eagerly(monkeypatch, caplog):
+def test_without_a_compiler_steps_run_eagerly(caplog):
     from torch._inductor import config
 
-    monkeypatch.setattr(config.cpp, "cxx", ("/nonexistent/g++",))
-    monkeypatch.setattr(config, "force_disable_caches", True)
     svi = vae_svi(CompiledSVI, IWAE(3))
-    with caplog.at_level(logging.WARNING):
+    # the configuration's own way of patching: it has no plain attributes to put back
+    broken = config.patch({"cpp.cxx": ("/nonexistent/g++",), "force_disable_caches": True})
+    with broken, caplog.at_level(logging.WARNING):
         found = losses(svi, batches(3))
     assert "the compiler failed" in svi.why_eager
     assert len(caplog.records) == 1
