@@ -1,7 +1,7 @@
 """The exact posterior of a model that has one in closed form."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from pyro.distributions import Distribution
@@ -27,6 +27,8 @@ class ExactPosterior(Conditional):
         event_shape: shape of one latent; that of the model's prior unless given.
         context_shape: shape of one datum; that of the model's likelihood unless given.
     """
+
+    amortized: ClassVar[bool] = False  # nothing is lost to a network that serves all data
 
     def __init__(
         self,

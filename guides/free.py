@@ -1,6 +1,7 @@
 """Variational parameters of each datum's own: classical inference, without amortization."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import pyro
 import pyro.distributions as dist
@@ -28,6 +29,8 @@ class LocallyFitted(Conditional):
         steps: number of steps.
         step_size: the fraction of the way to the optimum that a step takes; see :func:`guides.refinement.refine`.
     """
+
+    amortized: ClassVar[bool] = False  # nothing is lost to a network that serves all data
 
     def __init__(self, model: PyroModule, steps: int = 30, step_size: float = 0.3) -> None:
         check_steps(steps, step_size)

@@ -19,8 +19,8 @@ class Gaps:
     """log p(x) - ELBO of each datum taken apart, ``(N,)`` nats each; the first two add up to the whole.
 
     ``approximation`` is what the best member of the family for the datum itself leaves; ``amortization`` what is lost
-    because one network has to find it. Estimates: the local optimum is searched by gradient, log p(x) is
-    importance-sampled from it, and both err towards too small a gap.
+    because one network has to find it. Estimates: the local optimum is searched by gradient and log p(x) is
+    importance-sampled from it; both fall short on average, and each datum's gaps have Monte-Carlo noise of either sign.
     """
 
     log_p: Tensor
@@ -51,8 +51,8 @@ def localize(guide: nn.Module, x: Tensor) -> nn.Module:
     """A copy of a guide with parameters of their own for each datum: the family without the amortization.
 
     Every network that reads the data is replaced by its outputs for ``x``, ``(N, *event_shape)``, and a part that reads
-    nothing by as many copies of itself (its ``for_each``). What else the family has (the coefficients of a flow, say)
-    stays as trained.
+    nothing by as many copies of itself (its ``for_each``). A guide that says it is not ``amortized`` is left as it is,
+    and so is what else the family has, the coefficients of a flow, say.
 
     Raises:
         ValueError: nothing in the guide depends on the datum.
@@ -60,7 +60,7 @@ def localize(guide: nn.Module, x: Tensor) -> nn.Module:
     local = copy.deepcopy(guide)
     for parameter in local.parameters():
         parameter.requires_grad_(False)  # of the copy
-    found = False
+    found = any(getattr(module, "amortized", True) is False for module in local.modules())
     for module in list(local.modules()):
         if hasattr(module, "for_each"):
             module.for_each(len(x))  # type: ignore[operator]
@@ -97,15 +97,19 @@ def gaps(
     with evaluating(model, guide, seed=seed):
         local = localize(guide, x)
         fit(model, local, x, steps, learning_rate)
+        torch.manual_seed(seed)
         elbo = mean_elbo(model, guide, x, particles)
-        local_elbo = torch.maximum(mean_elbo(model, local, x, particles), elbo)  # the encoder's answer is a member
+        torch.manual_seed(seed)  # the same noise for both, which their difference then loses
+        local_elbo = mean_elbo(model, local, x, particles)
         log_p = _log_p(model, local, x, particles)
-    return Gaps(torch.maximum(log_p, local_elbo), elbo, local_elbo)
+    return Gaps(log_p, elbo, local_elbo)
 
 
 def fit(model: Program, local: nn.Module, x: Tensor, steps: int, learning_rate: float) -> None:
     """Maximize the ELBO of each datum over its own parameters; the model's are not touched."""
     parameters = [parameter for parameter in local.parameters() if parameter.requires_grad]
+    if not parameters:
+        return  # a guide that is not amortized has nothing to gain
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
     objective = ELBO(particles=8)
     for step in range(steps):

@@ -110,7 +110,9 @@ def split_arguments(arguments: Sequence[str], keys: Sequence[str]) -> tuple[dict
     return {key: str(value) for key, value in own.items()}, [a for a in arguments if a.partition("=")[0] not in keys]
 
 
-def run_grid(points: Sequence[Point], folder: Path, console: Console, jobs: int = 0) -> tuple[Table, list[dict]]:
+def run_grid(
+    points: Sequence[Point], folder: Path, console: Console, jobs: int = 0, run_dir: Path | None = None
+) -> tuple[Table, list[dict]]:
     """Train every point in a folder of its own and collect the results.
 
     A run that is finished already is read, not trained again; one that was interrupted goes on. A run that fails is
@@ -121,6 +123,7 @@ def run_grid(points: Sequence[Point], folder: Path, console: Console, jobs: int 
         folder: where they are kept, and ``table.csv``, ``table.json`` and ``runs.json`` are written.
         console: who is told.
         jobs: how many run at a time, each in a process of its own (1: in this one); 0 for one per CPU core.
+        run_dir: what ``run.dir`` has to be to go on after an interruption, where that is not ``folder``.
 
     Returns:
         The table of means and standard errors over seeds, and the results one by one.
@@ -140,7 +143,7 @@ def run_grid(points: Sequence[Point], folder: Path, console: Console, jobs: int 
                 results[place] = result
                 progress(done, len(points))
     except Interrupted as stop:
-        raise Interrupted(stop.signum, f". To go on, give the same command, with run.dir={folder}") from None
+        raise Interrupted(stop.signum, f". To go on, give the same command, with run.dir={run_dir or folder}") from None
     labels = list(dict.fromkeys(key for point in points for key in point.labels))
     table = over_seeds(results, labels)
     write_atomically(folder / "runs.json", json.dumps(results, indent=1) + "\n")

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,6 +39,11 @@ def chromium() -> str:
         if path := shutil.which(name):
             return path
     pytest.skip("no chromium, chromium-browser or google-chrome on PATH: the page cannot be opened")
+
+
+def pytest_configure() -> None:
+    # Started in the background, a process inherits that Ctrl-C is ignored, and the tests send it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

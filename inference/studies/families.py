@@ -50,7 +50,7 @@ def families(arguments: list[str], settings: FamiliesSettings, folder: Path, con
     budget = [] if any(a.startswith(("trainer.steps", "trainer.epochs")) for a in arguments) else ["trainer.steps=3000"]
     base = [*arguments, *budget]
     axes = [f"guide={','.join(settings.guides)}", f"seed={','.join(map(str, settings.seeds))}"]
-    table, results = run_grid(expand([*base, *axes]), folder / "runs", console, settings.jobs)
+    table, results = run_grid(expand([*base, *axes]), folder / "runs", console, settings.jobs, run_dir=folder)
     if failed := [result for result in results if result.get("error")]:
         raise ConfigError(f"{failed[0]['run']} failed: {failed[0]['error']}")
     with console.stage("gaps") as progress:
@@ -133,6 +133,6 @@ def _reading(settings: FamiliesSettings) -> list[str]:
     return [
         f"Measured on {settings.data} held-out data. For each, the variational parameters that its encoder gave are "
         f"improved by {settings.steps} gradient steps of its own; log p(x) is importance-sampled from the result with "
-        f"{settings.particles:,} draws. Both searches can only fall short, so the gaps are at least these. Each "
+        f"{settings.particles:,} draws. Both searches fall short on average, so the gaps are if anything larger. Each "
         "family's model is trained with it: a poor family also bends the model towards posteriors that it can fit."
     ]

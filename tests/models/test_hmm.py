@@ -163,7 +163,7 @@ def test_bad_shapes_and_data_get_one_message():
         HMM((5,), emission="categorical")
     with pytest.raises(ValueError, match="gaussian, categorical"):
         HMM((5,), emission="poisson")
-    with pytest.raises(ValueError, match="one categorical latent"):
+    with pytest.raises(ValueError, match="model with discrete latents"):
         exact(HMM((5,)))
     with pytest.raises(ValueError, match="symbols 0 to 1"):
         HMM((2,), emission="categorical", symbols=2).initialize(torch.tensor([[0.0, 2.0]]))
