@@ -319,11 +319,11 @@ def test_batches_of_other_sizes_can_stay_eager():
 
 def test_without_a_compiler_steps_run_eagerly(caplog):
     from torch._inductor import config
+    from torch._inductor.utils import fresh_cache
 
     svi = vae_svi(CompiledSVI, IWAE(3))
-    # the configuration's own way of patching: it has no plain attributes to put back
-    broken = config.patch({"cpp.cxx": ("/nonexistent/g++",), "force_disable_caches": True})
-    with broken, caplog.at_level(logging.WARNING):
+    broken = config.patch({"cpp.cxx": ("/nonexistent/g++",)})  # and nothing compiled before is there to be found
+    with fresh_cache(), broken, caplog.at_level(logging.WARNING):
         found = losses(svi, batches(3))
     assert "the compiler failed" in svi.why_eager
     assert len(caplog.records) == 1
