@@ -267,9 +267,8 @@ def _draw(where: str, records: list[dict[str, Any]], path: Path) -> Figure:
     axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc="upper left", bbox_to_anchor=(1.03, 1.0))
     save(figure, path)
     caption = (
-        "Left: higher is better. The doubly reparameterized gradient keeps its signal as K grows, where the plain one "
-        "of the importance-weighted bound sinks into its noise. Right: lower is better, the variance bought at a given "
-        "time."
+        "Left: higher is better. The signal of an importance-weighted bound sinks as K grows; doubly reparameterized, "
+        "its gradient has more of it throughout. Right: lower is better, the variance bought at a given time."
         if any(record["estimator"] == "doubly reparameterized" for record in records)
         else "Left: higher is better. Right: lower is better, the variance bought at a given time. Baselines and "
         "leave-one-out signals leave the mean alone and take the noise away."
