@@ -16,6 +16,7 @@ from inference.data import Source
 from inference.diagnostics import active_units, elbo_terms, kl_per_dimension, surgery
 from inference.export import import_arviz
 from inference.particles import Program, guess_max_plate_nesting, particles, validation
+from inference.table import Table
 
 
 @dataclass
@@ -258,6 +259,13 @@ def _exact(model: Program, x: Tensor) -> dict[str, float]:
     if not hasattr(model, "log_evidence"):
         return {}
     return {"test/nll_exact": -float(torch.cat([model.log_evidence(some) for some in x.split(256)]).double().mean())}
+
+
+def evidence_table(index: Tensor, evidence: Evidence) -> Table:
+    """Datum by datum: its row in the split, log p(x) in nats, and its Pareto k-hat where that was computed."""
+    khat = [*evidence.khat.tolist(), *[None] * (len(index) - len(evidence.khat))]
+    rows = zip(index.tolist(), evidence.log_p.tolist(), khat, strict=True)
+    return Table(("row", "log_p", "khat"), tuple(rows))
 
 
 def _median(values: np.ndarray) -> float | None:

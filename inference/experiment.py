@@ -18,7 +18,7 @@ from inference.config import Config, ConfigError, load, read_recipe
 from inference.console import Console
 from inference.data import Batches
 from inference.engine import SVI, SharedOptimizer
-from inference.evaluate import evaluate, evaluating, held_out, validation_scores
+from inference.evaluate import evaluate, evaluating, evidence_table, held_out, validation_scores
 from inference.export import import_arviz, write_posterior
 from inference.failures import one_line
 from inference.log import read_rows
@@ -173,14 +173,15 @@ def _finish(setup: Setup, folder: Path, trainer: Trainer, console: Console) -> d
     """Everything after the last step: numbers, posterior draws, pictures, page."""
     config, dataset = setup.config, setup.dataset
     settings, seed = config.section("evaluation"), config.values.seed
-    x, _ = held_out(setup.source("test"), settings.data, seed)
+    x, index = held_out(setup.source("test"), settings.data, seed)
     dequantized = dataset.kind == "grey" and setup.representation == "real"
     log_levels = math.log(dataset.levels) if dequantized and dataset.levels else 0.0
     with deferred() as pending:
         with console.stage("scoring held-out data") as progress:
             watch = _interruptible(progress, pending)
-            numbers, _ = evaluate(setup.model, setup.guide, x, settings, seed, log_levels, watch)
+            numbers, evidence = evaluate(setup.model, setup.guide, x, settings, seed, log_levels, watch)
         summary = {**numbers, **_about_training(trainer), **_about_setup(setup)}
+        write_atomically(folder / "evidence.csv", evidence_table(index, evidence).to_csv())
         write_atomically(folder / "summary.json", json.dumps(_jsonable(summary), indent=1) + "\n")
         pending.deliver()
         with console.stage("posterior draws and report"):

@@ -72,6 +72,13 @@ def test_a_run_writes_what_it_promises(finished):
     assert {"manifold", "latent_scatter", "reconstructions", "samples", "kl_per_dimension"} <= drawn
 
 
+def test_log_p_and_khat_are_kept_datum_by_datum(finished):
+    rows = np.genfromtxt(finished / "evidence.csv", delimiter=",", names=True)
+    summary = summary_of(finished)
+    assert sorted(rows["row"]) == list(range(300))
+    assert -rows["log_p"].mean() == pytest.approx(summary["test/nll"], abs=1e-5)
+
+
 def test_its_page_opens_with_all_pictures_and_no_complaint(finished, chromium, tmp_path):
     widths, complaints = open_page(chromium, finished / "report.html", tmp_path)
     assert len(widths) == len(list((finished / "figures").glob("*.png")))
