@@ -37,6 +37,7 @@ from models.gmm import GaussianMixture
 from models.hierarchical import TwoLayerModel
 from models.hmm import HMM
 from models.latent import LatentVariableModel
+from models.pixel_decoder import PixelCNNLikelihood
 from models.ppca import PPCA
 from models.tabular import TabularVAE
 from models.vq import CodePrior
@@ -165,6 +166,7 @@ CATALOG: dict[str, dict[str, Factory]] = {
         "diagonal_gaussian": DiagonalNormal,
         "categorical": likelihoods.Categorical,
         "logistic": likelihoods.DiscretizedLogistic,
+        "pixelcnn": PixelCNNLikelihood,
     },
     "guide": {
         "diagonal": DiagonalNormal,

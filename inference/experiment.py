@@ -1,5 +1,6 @@
 """A run from configuration to report, and what can be done with its directory afterwards."""
 
+import contextlib
 import json
 import math
 import os
@@ -102,7 +103,10 @@ def open_run(folder: Path) -> Setup:
 
 
 def sample(folder: Path, count: int, arguments: list[str]) -> Path:
-    """Draw from a trained model; writes ``samples.npz`` (means of p(x|z), draws of x, latents) and returns its path."""
+    """Draw from a trained model; writes ``samples.npz`` and returns its path.
+
+    It holds draws of x, the means of p(x|z) where it knows them, and the latents.
+    """
     import io
 
     import numpy as np
@@ -115,7 +119,9 @@ def sample(folder: Path, count: int, arguments: list[str]) -> Path:
         like = torch.zeros(count, *setup.dataset.shape, device=setup.device)
         latents, p_x, x = generate(setup.model, like)
     buffer = io.BytesIO()
-    arrays = {"mean": p_x.mean, "x": x, **{f"latent_{name}": z for name, z in latents.items()}}
+    arrays: dict[str, Any] = {"x": x, **{f"latent_{name}": z for name, z in latents.items()}}
+    with contextlib.suppress(NotImplementedError):  # of what is drawn entry by entry
+        arrays["mean"] = p_x.mean
     np.savez_compressed(buffer, **{name: tensor.cpu().numpy() for name, tensor in arrays.items()})
     write_atomically(folder / "samples.npz", buffer.getvalue())
     return folder / "samples.npz"

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pyro.distributions import Normal
+from pyro.distributions import Distribution, Normal
 from torch import Tensor
 
 from inference.assemble import Setup
@@ -25,7 +25,7 @@ def gallery(setup: Setup) -> Gallery:
         draws = [particles(model, guide, some).latents for some in x.split(256)]  # a likelihood's values may be many
         latents = {name: torch.cat([part[name].value for part in draws]) for name in draws[0]}
         shown = {name: z[:NUM_RECONSTRUCTIONS] for name, z in latents.items()}
-        reconstructions = decode(model, shown, x[:NUM_RECONSTRUCTIONS]).mean
+        reconstructions = mean_or_draw(decode(model, shown, x[:NUM_RECONSTRUCTIONS]))
         prior, p_x, drawn = generate(model, x[:1].expand(NUM_SAMPLES, *dataset.shape))
         many_prior, _, _ = generate(model, x[:1].expand(NUM_CODES, *dataset.shape))
         by_dimension = kl_per_dimension(model, guide, x)
@@ -37,7 +37,7 @@ def gallery(setup: Setup) -> Gallery:
         value_range=(0.0, (dataset.observed_levels or 2) - 1.0) if setup.representation == "levels" else (0.0, 1.0),
         originals=_numpy(x[:NUM_RECONSTRUCTIONS]),
         reconstructions=_numpy(reconstructions),
-        samples=_numpy(p_x.mean if len(dataset.shape) == 3 else drawn),
+        samples=_numpy(mean_or_draw(p_x) if len(dataset.shape) == 3 else drawn),
         latent_means=_numpy(means),
         latent_draws=_numpy(_flat(latents)),
         prior_draws=_numpy(_flat(many_prior)),
@@ -45,6 +45,14 @@ def gallery(setup: Setup) -> Gallery:
         kl_per_dimension=None if by_dimension is None else _numpy(by_dimension),
         manifold=grid,
     )
+
+
+def mean_or_draw(p_x: Distribution) -> Tensor:
+    """What a picture shows of p(x|z), ``(*batch, *shape)``: its mean, or a draw where entries depend on each other."""
+    try:
+        return p_x.mean
+    except NotImplementedError:
+        return p_x.sample()
 
 
 def _manifold(setup: Setup, prior: dict[str, Tensor]) -> np.ndarray | None:
@@ -58,7 +66,7 @@ def _manifold(setup: Setup, prior: dict[str, Tensor]) -> np.ndarray | None:
     if codes is None:
         return None
     like = z.new_zeros(MANIFOLD_SIDE**2, *setup.dataset.shape)
-    means = decode(setup.model, {name: codes.reshape(-1, 2)}, like).mean  # (g * g, *shape)
+    means = mean_or_draw(decode(setup.model, {name: codes.reshape(-1, 2)}, like))  # (g * g, *shape)
     return _numpy(means).reshape(MANIFOLD_SIDE, MANIFOLD_SIDE, *setup.dataset.shape)
 
 

@@ -6,14 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.gated import GatedLayer, check_sizes, shifted_down, shifted_right
 from models.tokens import TokenPrior
 
 
 class PixelCNN(TokenPrior):
-    """Convolutions over what lies above and to the left of each token.
-
-    A vertical stack sees the rows above, a horizontal one the row to the left, so that nothing above is hidden from
-    view (van den Oord et al. 2016, section 2.3). Shifting the input once, down and to the right, makes it causal.
+    """Gated convolutions over what lies above and to the left of each token, :class:`models.gated.GatedLayer`.
 
     Args:
         event_shape: the grid, ``(H, W)``.
@@ -38,54 +36,22 @@ class PixelCNN(TokenPrior):
         dropout: float = 0.0,
     ) -> None:
         super().__init__(event_shape, codes, context_shape, context_codes)
-        if kernel < 3 or kernel % 2 == 0:
-            raise ValueError(f"kernel must be odd and at least 3, got {kernel}")
-        if layers < 1 or channels < 1:
-            raise ValueError(f"layers and channels must be at least 1, got {layers} and {channels}")
+        check_sizes(channels, layers, kernel)
         self.embedding = nn.Embedding(codes, channels)
         self.place = nn.Parameter(0.1 * torch.randn(channels, *self.event_shape))
         self.condition = _Condition(self, channels) if context_codes else None
-        self.layers = nn.ModuleList(_GatedLayer(channels, kernel, dropout, bool(context_codes)) for _ in range(layers))
+        told = channels if context_codes else 0
+        self.layers = nn.ModuleList(GatedLayer(channels, kernel, dropout, told) for _ in range(layers))
         self.head = nn.Sequential(nn.ReLU(), nn.Conv2d(channels, channels, 1), nn.ReLU(), nn.Conv2d(channels, codes, 1))
 
     def logits(self, tokens: Tensor, context: Tensor | None) -> Tensor:
         """Causal logits, ``(B, H, W, K)``, of tokens ``(B, H, W)``."""
         embedded = self.embedding(tokens).movedim(-1, 1)  # (B, H, W, C) -> (B, C, H, W)
-        vertical = F.pad(embedded, (0, 0, 1, 0))[:, :, :-1] + self.place  # a row sees those above it
-        horizontal = F.pad(embedded, (1, 0))[..., :-1] + self.place  # a column sees those to its left
+        vertical, horizontal = shifted_down(embedded) + self.place, shifted_right(embedded) + self.place
         condition = None if self.condition is None else self.condition(context)
         for layer in self.layers:
             vertical, horizontal = layer(vertical, horizontal, condition)
         return self.head(horizontal).movedim(1, -1)
-
-
-class _GatedLayer(nn.Module):
-    """tanh times sigmoid in both stacks, and a residual connection in the horizontal one."""
-
-    def __init__(self, channels: int, kernel: int, dropout: float, conditional: bool) -> None:
-        super().__init__()
-        half = kernel // 2
-        self.vertical_pad, self.horizontal_pad = (half, half, half, 0), (half, 0)
-        self.vertical = nn.Conv2d(channels, 2 * channels, (half + 1, kernel))
-        self.horizontal = nn.Conv2d(channels, 2 * channels, (1, half + 1))
-        self.link = nn.Conv2d(2 * channels, 2 * channels, 1)
-        self.output = nn.Conv2d(channels, channels, 1)
-        self.condition = nn.Conv2d(channels, 4 * channels, 1) if conditional else None
-        self.dropout = nn.Dropout2d(dropout)
-
-    def forward(self, vertical: Tensor, horizontal: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Both stacks ``(B, C, H, W)``; the condition is ``(B, C, H, W)`` or ``(B, C, 1, 1)``."""
-        v = self.vertical(F.pad(vertical, self.vertical_pad))
-        h = self.horizontal(F.pad(horizontal, self.horizontal_pad)) + self.link(v)
-        if self.condition is not None and condition is not None:
-            for_v, for_h = self.condition(condition).chunk(2, dim=1)
-            v, h = v + for_v, h + for_h
-        return _gate(v), horizontal + self.output(self.dropout(_gate(h)))
-
-
-def _gate(both: Tensor) -> Tensor:
-    value, gate = both.chunk(2, dim=1)
-    return value.tanh() * gate.sigmoid()
 
 
 class _Condition(nn.Module):

@@ -20,12 +20,14 @@ from guides.gaussian import DiagonalNormal, FullNormal, LowRankNormal, Unconditi
 from guides.mixture import NormalMixture
 from guides.relaxed import RelaxedBernoulliBits, RelaxedOneHotCategoricals
 from models import likelihoods
+from models.autoregressive import AutoregressiveLevels
 from models.conditional import Conditional
 from models.discrete import UniformBits, UniformOneHots
 from models.families import FamilyPrior
 from models.flow_prior import AutoregressivePrior, CouplingPrior, InverseAutoregressivePrior, SplinePrior
 from models.flows import Flow
 from models.nets import MLP, ConvDecoder, ConvEncoder, GatedMLP, Linear
+from models.pixel_decoder import PixelCNNLikelihood
 from models.ppca import PPCA, LinearGaussian
 from models.priors import LearnedNormal, MixturePrior, StandardNormal
 from models.vamp import AggregatedPosterior, VampPrior
@@ -74,6 +76,8 @@ CASES = {
     "Categorical conv": lambda: likelihoods.Categorical((2, 4, 3), (3,), SMALL_CONV, levels=4),
     "DiscretizedLogistic": lambda: likelihoods.DiscretizedLogistic(IMAGE, (3,), SMALL_CONV, levels=16),
     "DiscretizedLogistic shared": lambda: likelihoods.DiscretizedLogistic(IMAGE, (3,), MLP8, 16, shared_scale=True),
+    "PixelCNNLikelihood": lambda: PixelCNNLikelihood(IMAGE, (3,), MLP8, channels=4, layers=2, kernel=3, features=2),
+    "PixelCNNLikelihood grey": lambda: PixelCNNLikelihood(IMAGE, (3,), MLP8, levels=4, channels=4, layers=1),
     "LinearGaussian": lambda: LinearGaussian((2, 3), (3,)),
     "DiagonalNormal": lambda: DiagonalNormal((3,), IMAGE, partial(ConvEncoder, channels=(5,), activation="tanh")),
     "DiagonalNormal as likelihood": lambda: DiagonalNormal(IMAGE, (3,), SMALL_CONV),
@@ -129,11 +133,11 @@ def contexts(conditional, leading=(4,)):
 
 
 def mean_of(made):
-    """None for flows, and mixtures of them, which know none."""
+    """None for flows, mixtures of them, and what is drawn entry by entry, which know none."""
     try:
         return made.mean
     except NotImplementedError:
-        assert isinstance(getattr(made, "component_distribution", made), Flow)
+        assert isinstance(getattr(made, "component_distribution", made), Flow | AutoregressiveLevels)
         return None
 
 
