@@ -66,7 +66,7 @@ def assemble(config: Config) -> Setup:
     representation = representation_for(dataset, support, dataset.observed_levels)
     if representation == "levels":
         _scale_inputs(guide, dataset)
-    objective = _objective(config, dataset, device)
+    objective = _objective(config, dataset, model, device)
     config = config.without(_unused(config))
     return Setup(config, dataset, model.to(device), guide.to(device), objective, representation, device)
 
@@ -206,12 +206,12 @@ def _net(config: Config, group: str) -> Callable[..., Any]:
     return lambda in_shape, out_shape: _build(config, group, nn.Module, in_shape=in_shape, out_shape=out_shape)
 
 
-def _objective(config: Config, dataset: Dataset, device: torch.device) -> pyro.infer.ELBO:
+def _objective(config: Config, dataset: Dataset, model: nn.Module, device: torch.device) -> pyro.infer.ELBO:
     objective = _build(config, "objective", pyro.infer.ELBO)
     if not isinstance(objective, Objective):
         return objective
     try:
-        objective.prepare(dataset.shape)
+        objective.prepare(dataset.shape, getattr(getattr(model, "prior", None), "event_shape", None))
     except StructureError as error:
         raise ConfigError(f"objective={config.words['objective']}: {one_line(error)}") from None
     return objective.to(device)

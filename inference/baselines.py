@@ -48,7 +48,7 @@ class ScoreFunction(GradientEstimator, ABC):
         signal, weight = learning_signal(objective, draws)
         baseline = self.baseline(objective, draws, signal, x)
         score = (weight * (signal - baseline).detach() * draws.log_q).sum(0)
-        surrogate = score + _direct(objective, draws)
+        surrogate = score + direct_part(objective, draws)
         if baseline.requires_grad:
             surrogate = surrogate - 0.5 * (signal - baseline).square().mean(0)
         if torch.is_grad_enabled():
@@ -58,12 +58,16 @@ class ScoreFunction(GradientEstimator, ABC):
 
 def learning_signal(objective: Bound, draws: Particles) -> tuple[Tensor, float]:
     """What each particle is credited with, ``(K, N)`` nats without gradient, and how much its credit counts."""
-    if objective.linear:
-        return objective.contribution(draws).detach(), 1 / draws.log_q.shape[0]
-    return objective.from_particles(draws).detach().expand(draws.log_q.shape), 1.0
+    weight = 1 / draws.log_q.shape[0] if objective.linear else 1.0
+    return credit(objective, draws).detach().expand(draws.log_q.shape), weight
 
 
-def _direct(objective: Bound, draws: Particles) -> Tensor:
+def credit(objective: Bound, draws: Particles) -> Tensor:
+    """The same before it is shared out: of each particle, ``(K, N)``, or of all together, ``(1, N)``."""
+    return objective.contribution(draws) if objective.linear else objective.from_particles(draws).unsqueeze(0)
+
+
+def direct_part(objective: Bound, draws: Particles) -> Tensor:
     """The bound, whose derivative at fixed draws is the part of the gradient that is not through their distribution.
 
     Of a mean over particles, the derivative in log q is a score, with mean zero; the estimator goes without it.
@@ -121,13 +125,13 @@ class NVIL(DecayingAverage):
     def __init__(self, net: nn.Module | None = None, decay: float = 0.9, hidden: int = 100) -> None:
         super().__init__(decay)
         self.hidden = hidden
-        self.net = None if net is None else _Visible(net)
+        self.net = None if net is None else Visible(net)
 
-    def prepare(self, event_shape: Sequence[int]) -> None:
+    def prepare(self, event_shape: Sequence[int], latent_shape: Sequence[int] | None = None) -> None:
         if self.net is None:
             size = prod(event_shape)
             net = nn.Sequential(nn.Flatten(), nn.Linear(size, self.hidden), nn.Tanh(), nn.Linear(self.hidden, 1))
-            self.net = _Visible(net)
+            self.net = Visible(net)
 
     def baseline(self, objective: Bound, draws: Particles, signal: Tensor, x: Tensor) -> Tensor:
         if self.net is None:
@@ -140,11 +144,11 @@ class NVIL(DecayingAverage):
         return self.average() + self.net(x).reshape(-1)  # (N, 1) -> (N,)
 
 
-class _Visible(PyroModule):
+class Visible(PyroModule):
     """A net whose parameters Pyro's own SVI finds, under a name that no part of model or guide has."""
 
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__("baseline")
+    def __init__(self, net: nn.Module, name: str = "baseline") -> None:
+        super().__init__(name)
         to_pyro_module_(net)
         self.net = net
 

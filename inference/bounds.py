@@ -157,8 +157,8 @@ class PIWAE(IWAE):
         self.guide_target = MIWAE(particles, groups, max_plate_nesting, gradient)
         self.gradient = self.guide_target.gradient
 
-    def prepare(self, event_shape: Sequence[int]) -> None:
-        self.guide_target.prepare(event_shape)
+    def prepare(self, event_shape: Sequence[int], latent_shape: Sequence[int] | None = None) -> None:
+        self.guide_target.prepare(event_shape, latent_shape)
 
     def estimate(self, model: Program, guide: Program, *args: Any, **kw: Any) -> tuple[Tensor, Particles]:
         for_guide = held(model, lambda: self.guide_target.bound(model, guide, *args, **kw), "model")

@@ -54,8 +54,8 @@ class GradientEstimator(nn.Module, ABC):
             StructureError: with the reason, and what would do.
         """
 
-    def prepare(self, event_shape: Sequence[int]) -> None:
-        """Build what depends on the shape of a datum."""
+    def prepare(self, event_shape: Sequence[int], latent_shape: Sequence[int] | None = None) -> None:
+        """Build what depends on the shape of a datum, and of its latent where there is one."""
 
     @abstractmethod
     def estimate(self, objective: Bound, draw: Draw, x: Tensor) -> tuple[Tensor, Particles]:
@@ -161,15 +161,16 @@ class PathScaling:
         if not value.requires_grad:
             return value
         seen = value.view_as(value)
-        seen.register_hook(lambda gradient: gradient * self._fitted(gradient.dim(), event_dim))
+        seen.register_hook(lambda gradient: gradient * along_site(self.factor, gradient.dim(), event_dim))
         return seen
 
-    def _fitted(self, dim: int, event_dim: int) -> Tensor:
-        """(K, N) -> (K, *1 for other plates, N, *1 for the event); without the K where the draws have none."""
-        num_particles, num_data = self.factor.shape
-        batch_dim = dim - event_dim
-        leading = () if num_particles == 1 else (num_particles, *(1,) * (batch_dim - 2))
-        return self.factor.reshape(*leading, num_data, *(1,) * event_dim)
+
+def along_site(factor: Tensor, dim: int, event_dim: int) -> Tensor:
+    """(K, N) -> (K, *1 for other plates, N, *1 for the event) of ``dim``; without the K where the draws have none."""
+    num_particles, num_data = factor.shape
+    batch_dim = dim - event_dim
+    leading = () if num_particles == 1 else (num_particles, *(1,) * (batch_dim - 2))
+    return factor.reshape(*leading, num_data, *(1,) * event_dim)
 
 
 def _expect_sampled_log_q(objective: Bound, name: str) -> None:

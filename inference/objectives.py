@@ -16,7 +16,9 @@ import pyro.infer
 import torch
 from torch import Tensor, nn
 
+from inference.antithetic import ARM
 from inference.baselines import NVIL, ArithmeticVIMCO, DecayingAverage, LeaveOneOut, ScoreFunction
+from inference.control_variates import REBAR, RELAX, MuProp
 from inference.covariance import Covariance
 from inference.gradients import (
     DoublyReparameterized,
@@ -37,6 +39,10 @@ GRADIENTS: dict[str, type[GradientEstimator]] = {
     "loo": LeaveOneOut,
     "vimco": LeaveOneOut,  # what leaving one out is called for importance-weighted bounds
     "vimco_arithmetic": ArithmeticVIMCO,
+    "muprop": MuProp,
+    "rebar": REBAR,
+    "relax": RELAX,
+    "arm": ARM,
     "covariance": Covariance,
 }
 
@@ -80,14 +86,18 @@ class Objective(pyro.infer.ELBO, nn.Module):
             raise ValueError(f"particles must be at least 1, got {particles}")
         self.gradient = gradient_estimator(gradient)
 
-    def prepare(self, event_shape: Sequence[int]) -> None:
+    def prepare(self, event_shape: Sequence[int], latent_shape: Sequence[int] | None = None) -> None:
         """Build what depends on the shape of a datum, before the optimizer is made, and check that all fits together.
+
+        Args:
+            event_shape: of one datum.
+            latent_shape: of its latent, for estimators that learn a function of it.
 
         Raises:
             StructureError: the gradient estimator is not valid for this bound.
         """
         self.gradient.check(self)
-        self.gradient.prepare(event_shape)
+        self.gradient.prepare(event_shape, latent_shape)
 
     def at(self, progress: float) -> None:
         """The trainer says before each step how far it is, from 0 to 1; annealed objectives listen."""

@@ -8,23 +8,32 @@ at dim -1) works wherever the composed models do.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.distributions.util import scale_and_mask
-from pyro.infer.util import is_validation_enabled
-from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from inference.closed_form import closed_form_kl
 from inference.frozen import held
 from inference.handlers import DetachedDraws, parameters_of
+from inference.sites import Through, per_datum, sample_sites, site_x, total, was_observed, with_draws, with_values
 from inference.structure import Program, Site, StructureError, check_pairing, check_paths, data_plate
 
-Through = Callable[[Tensor, int], Tensor]  # of a draw and the number of its event dimensions
+View = Callable[[TorchDistribution], TorchDistribution]
+
+
+class Rescore(Protocol):
+    """Scores other values of all latents, ``(K, ..., N, *event_shape)`` by site, under the model and the same guide.
+
+    ``view`` says what stands for the distribution of each latent, under guide and model. The guide is not run again,
+    so that this is right where its latents do not depend on one another.
+    """
+
+    def __call__(self, values: Mapping[str, Tensor], view: View) -> "Particles": ...
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,7 @@ class Particles:
     data_scale: float
     same_order: bool  # the guide samples its latents in the model's order
     auxiliary: dict[str, TorchDistribution] = field(default_factory=dict)  # sites that the guide alone has
+    rescore: Rescore | None = None  # the same distributions at other values of the latents
 
     @property
     def log_weight(self) -> Tensor:
@@ -96,7 +106,7 @@ class Particles:
         """The terms of :meth:`analytic_kl` by site, ``(K, N)`` nats each, or their Monte-Carlo estimates."""
         shape = self.log_q.shape
         if not closed_form:
-            return {n: _per_datum(z.log_q(), shape) - _per_datum(z.log_p(), shape) for n, z in self.latents.items()}
+            return {n: per_datum(z.log_q(), shape) - per_datum(z.log_p(), shape) for n, z in self.latents.items()}
         if self.auxiliary:
             raise StructureError(
                 f"the guide's auxiliary sites {list(self.auxiliary)} leave no closed-form KL; use kl=monte_carlo"
@@ -106,7 +116,7 @@ class Particles:
                 "a closed-form KL needs the guide to sample its latents in the model's order; use kl=monte_carlo"
             )
         return {
-            name: _per_datum(closed_form_kl(name, z.q, z.p, z.q_mask, z.p_mask), shape)
+            name: per_datum(closed_form_kl(name, z.q, z.p, z.q_mask, z.p_mask), shape)
             for name, z in self.latents.items()
         }
 
@@ -145,33 +155,62 @@ def particles(
     plate = _particle_plate(num_particles, max_plate_nesting)
     with parameters_of("guide"), DetachedDraws() if detach_draws else nullcontext():
         drawn = poutine.trace(plate(guide)).get_trace(x, *args, **kw)
-    q_sites = _sample_sites(drawn)
+    q_sites = sample_sites(drawn)
     check_paths(q_sites, detached=detach_draws or detach_guide, rescaled=through is not None)
-    scored = drawn if through is None else _with_draws(drawn, through)
+    scored = drawn if through is None else with_draws(drawn, through)
     with parameters_of("model"):
         model_trace = poutine.trace(poutine.replay(plate(model), trace=scored)).get_trace(x, *args, **kw)
-    p_sites = _sample_sites(model_trace)
-    latents = {name: site for name, site in p_sites.items() if not site["is_observed"]}
-    observed = {name: site for name, site in p_sites.items() if site["is_observed"]}
+    p_sites = sample_sites(model_trace)
+    latents, observed = _apart(p_sites)
     check_pairing(q_sites, latents, observed)
     num_data, data_scale = data_plate(q_sites, p_sites)
     shape = torch.Size((num_particles, num_data))
+    same_order = [n for n in q_sites if n in latents] == list(latents)
 
     def score_again() -> Tensor:
         again = poutine.trace(poutine.replay(plate(guide), trace=scored)).get_trace(x, *args, **kw)
-        return _total(_sample_sites(again), shape)
+        return total(sample_sites(again), shape)
+
+    def rescore(values: Mapping[str, Tensor], view: View) -> Particles:
+        with parameters_of("model"):
+            moved = poutine.replay(plate(model), trace=with_values(drawn, values))
+            unseen, seen = _apart(sample_sites(poutine.trace(moved).get_trace(x, *args, **kw)))
+        there = {
+            n: Latent(s["value"], view(q_sites[n]["fn"]), view(s["fn"]), q_sites[n]["mask"], s["mask"])
+            for n, s in unseen.items()
+        }
+        return Particles(
+            total(seen, shape),
+            log_prior=_summed([z.log_p() for z in there.values()], shape),
+            log_q=_summed([z.log_q() for z in there.values()], shape),
+            latents=there,
+            data_scale=data_scale,
+            same_order=same_order,
+        )
 
     return Particles(
-        log_likelihood=_total(observed, shape),
-        log_prior=_total(latents, shape),
-        log_q=held(guide, score_again) if detach_guide else _total(q_sites, shape),
+        log_likelihood=total(observed, shape),
+        log_prior=total(latents, shape),
+        log_q=held(guide, score_again) if detach_guide else total(q_sites, shape),
         latents={
             n: Latent(s["value"], q_sites[n]["fn"], s["fn"], q_sites[n]["mask"], s["mask"]) for n, s in latents.items()
         },
         data_scale=data_scale,
-        same_order=[n for n in q_sites if n in latents] == list(latents),
+        same_order=same_order,
         auxiliary={n: s["fn"] for n, s in q_sites.items() if n not in latents},
+        rescore=rescore,
     )
+
+
+def _apart(sites: dict[str, Site]) -> tuple[dict[str, Site], dict[str, Site]]:
+    """Latent sites and observed ones."""
+    latents = {name: site for name, site in sites.items() if not site["is_observed"]}
+    return latents, {name: site for name, site in sites.items() if site["is_observed"]}
+
+
+def _summed(log_densities: list[Tensor], shape: torch.Size) -> Tensor:
+    """Of several sites, ``(K, N)``."""
+    return torch.stack([per_datum(each, shape) for each in log_densities]).sum(0)
 
 
 def dream(model: Program, guide: Program, like: Tensor, *args: Any, **kw: Any) -> Tensor:
@@ -185,19 +224,19 @@ def dream(model: Program, guide: Program, like: Tensor, *args: Any, **kw: Any) -
         like: any tensor with the shape of the data wanted, ``(N, *event_shape)``.
     """
     with torch.no_grad():
-        sites = _sample_sites(poutine.trace(poutine.uncondition(model)).get_trace(like, *args, **kw))
-    x = _site_x(sites)["value"]
-    latents = {name: site["value"] for name, site in sites.items() if not _was_observed(site)}
+        sites = sample_sites(poutine.trace(poutine.uncondition(model)).get_trace(like, *args, **kw))
+    x = site_x(sites)["value"]
+    latents = {name: site["value"] for name, site in sites.items() if not was_observed(site)}
     with parameters_of("guide"):
-        dreamt = _sample_sites(poutine.trace(poutine.condition(guide, data=latents)).get_trace(x, *args, **kw))
+        dreamt = sample_sites(poutine.trace(poutine.condition(guide, data=latents)).get_trace(x, *args, **kw))
     if extra := [name for name, site in dreamt.items() if not site["is_observed"]]:
         raise StructureError(f"the guide draws sites {extra} that the model does not have; use phase=wake")
-    return _total(dreamt, torch.Size((1, like.shape[0])))[0]
+    return total(dreamt, torch.Size((1, like.shape[0])))[0]
 
 
 def encode(guide: Program, x: Tensor) -> dict[str, TorchDistribution]:
     """q(z|x) for each latent site of the guide, in its order; batch shape ``(N,)``."""
-    return {name: site["fn"] for name, site in _sample_sites(poutine.trace(guide).get_trace(x)).items()}
+    return {name: site["fn"] for name, site in sample_sites(poutine.trace(guide).get_trace(x)).items()}
 
 
 def cross_log_q(guide: Program, latents: Mapping[str, Tensor], x: Tensor) -> Tensor:
@@ -213,7 +252,7 @@ def cross_log_q(guide: Program, latents: Mapping[str, Tensor], x: Tensor) -> Ten
     values = {n: z.unsqueeze(1).expand(num_latents, num_data, *z.shape[1:]) for n, z in latents.items()}
     plate = _particle_plate(num_latents, 1)
     trace = poutine.trace(poutine.condition(plate(guide), data=values)).get_trace(x)
-    return _total(_sample_sites(trace), torch.Size((num_latents, num_data)))
+    return total(sample_sites(trace), torch.Size((num_latents, num_data)))
 
 
 def decode(model: Program, latents: Mapping[str, Tensor], x: Tensor) -> TorchDistribution:
@@ -222,11 +261,11 @@ def decode(model: Program, latents: Mapping[str, Tensor], x: Tensor) -> TorchDis
     Latents that are not given are drawn from the model, conditional on those that are.
     """
     conditioned = poutine.condition(poutine.uncondition(model), data=dict(latents))
-    sites = _sample_sites(poutine.trace(conditioned).get_trace(x))
-    if unknown := [name for name in latents if name not in sites or _was_observed(sites[name])]:
-        known = [name for name, site in sites.items() if not _was_observed(site)]
+    sites = sample_sites(poutine.trace(conditioned).get_trace(x))
+    if unknown := [name for name in latents if name not in sites or was_observed(sites[name])]:
+        known = [name for name, site in sites.items() if not was_observed(site)]
         raise StructureError(f"the model has no latent sites {unknown}; its latent sites are {known}")
-    return _site_x(sites)["fn"]
+    return site_x(sites)["fn"]
 
 
 def generate(model: Program, like: Tensor) -> tuple[dict[str, Tensor], TorchDistribution, Tensor]:
@@ -236,9 +275,9 @@ def generate(model: Program, like: Tensor) -> tuple[dict[str, Tensor], TorchDist
         model: Pyro program.
         like: any tensor with the shape of the data wanted, ``(n, *event_shape)``.
     """
-    sites = _sample_sites(poutine.trace(poutine.uncondition(model)).get_trace(like))
-    x = _site_x(sites)
-    return {name: s["value"] for name, s in sites.items() if not _was_observed(s)}, x["fn"], x["value"]
+    sites = sample_sites(poutine.trace(poutine.uncondition(model)).get_trace(like))
+    x = site_x(sites)
+    return {name: s["value"] for name, s in sites.items() if not was_observed(s)}, x["fn"], x["value"]
 
 
 def guess_max_plate_nesting(model: Program, guide: Program, *args: Any, **kw: Any) -> int:
@@ -249,7 +288,7 @@ def guess_max_plate_nesting(model: Program, guide: Program, *args: Any, **kw: An
     with torch.random.fork_rng(), torch.no_grad(), poutine.block():
         guide_trace = poutine.trace(guide).get_trace(*args, **kw)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kw)
-    sites = {**_sample_sites(guide_trace), **_sample_sites(model_trace)}.values()
+    sites = {**sample_sites(guide_trace), **sample_sites(model_trace)}.values()
     return max((-frame.dim for site in sites for frame in site["cond_indep_stack"] if frame.vectorized), default=1)
 
 
@@ -259,7 +298,7 @@ def first_non_finite_site(model: Program, guide: Program, x: Tensor) -> str | No
         guide_trace = poutine.trace(guide).get_trace(x)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x)
         for program, trace in (("guide", guide_trace), ("model", model_trace)):
-            for name, site in _sample_sites(trace).items():
+            for name, site in sample_sites(trace).items():
                 for what, tensor in (("value", site["value"]), ("log-density", site["fn"].log_prob(site["value"]))):
                     if not torch.isfinite(tensor).all():
                         return f"{what} of {program} site '{name}'"
@@ -281,69 +320,3 @@ def _particle_plate(num_particles: int, max_plate_nesting: int) -> Callable[[Pro
     if num_particles == 1:
         return lambda program: program
     return pyro.plate("_particles", num_particles, dim=-1 - max_plate_nesting)
-
-
-def _sample_sites(trace: poutine.Trace) -> dict[str, Site]:
-    return {name: s for name, s in prune_subsample_sites(trace).nodes.items() if s["type"] == "sample"}
-
-
-def _with_draws(trace: poutine.Trace, change: Through) -> poutine.Trace:
-    """A trace whose draws are changed; the one given is left as it is."""
-    changed = trace.copy()
-    for name in _sample_sites(trace):
-        site = dict(changed.nodes[name])
-        if not site["is_observed"]:
-            site["value"] = change(site["value"], site["fn"].event_dim)
-        changed.nodes[name] = site
-    return changed
-
-
-def _was_observed(site: Site) -> bool:
-    """Whether a site under ``poutine.uncondition`` is one of data, not of latents."""
-    return bool(site["infer"].get("was_observed"))
-
-
-def _site_x(sites: dict[str, Site]) -> Site:
-    observed = [name for name, site in sites.items() if _was_observed(site)]
-    if "x" not in observed:
-        raise StructureError(f"the model has no observed site 'x'; its observed sites are {observed}")
-    return sites["x"]
-
-
-def _total(sites: dict[str, Site], shape: torch.Size) -> Tensor:
-    """Sum of the sites' log-densities, ``(K, N)``."""
-    terms = [_per_datum(_log_prob(site), shape) for site in sites.values()]
-    return torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]
-
-
-def _log_prob(site: Site) -> Tensor:
-    with _site_names_itself(site) if is_validation_enabled() else nullcontext():
-        log_prob = scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
-    plates = {frame.dim: frame.size for frame in site["cond_indep_stack"] if frame.vectorized}
-    if any(size not in (1, plates.get(dim - log_prob.dim(), 1)) for dim, size in enumerate(log_prob.shape)):
-        raise StructureError(
-            f"site '{site['name']}' has log-densities of shape {tuple(log_prob.shape)} in plates of sizes {plates} by "
-            "dim; declare its event dimensions by .to_event(n), and the sizes of the plates as those of the data"
-        )
-    return log_prob
-
-
-@contextmanager
-def _site_names_itself(site: Site) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        raise StructureError(f"site '{site['name']}': {error}") from error
-
-
-def _per_datum(log_prob: Tensor, shape: torch.Size) -> Tensor:
-    """(K, *other plates, N) -> (K, N): plates other than those of the particles and the data are summed over."""
-    num_particles, num_data = shape
-    if log_prob.shape == shape:
-        return log_prob
-    if log_prob.dim() <= 1:
-        return log_prob.expand(shape)
-    if log_prob.shape[-1] != num_data:
-        log_prob = log_prob.expand(*log_prob.shape[:-1], num_data)
-    # without a particle plate the leading dimensions are all other plates
-    return log_prob.reshape(num_particles, -1, num_data).sum(1)

@@ -14,7 +14,7 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions import register_kl
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, softplus
 
 from models.conditional import Conditional
 from models.inverse_cdf import open_uniform
@@ -114,6 +114,21 @@ class OneHots(dist.OneHotCategorical):
         return (value * self.logits).sum(-1)
 
 
+def scores_given(value: Tensor, q: Bits | OneHots) -> Tensor:
+    """Scores, log-odds or log-probabilities plus noise, that draw just this ``value`` (Tucker et al. 2017, appendix C).
+
+    Distributed as ``q.scores`` given what was drawn; differentiable in the logits, the value and the noise held still.
+    """
+    if isinstance(q, OneHots):
+        # The largest score is that of all classes together; the others are Gumbel draws cut off there.
+        waits = (-open_uniform(value.shape, value).log()).log()
+        drawn = (waits * value).sum(-1, keepdim=True)
+        others = -torch.logaddexp(waits - q.logits, drawn)
+        return torch.where(value > 0.5, -drawn, others)
+    noise = logistic(value.shape, value)
+    return torch.where(value > 0.5, softplus(noise + softplus(q.logits)), -softplus(noise + softplus(-q.logits)))
+
+
 class Joint(dist.Independent):
     """Independent bits or one-hot vectors as one event, whose joint states can be listed where they are few."""
 
@@ -141,6 +156,27 @@ class Joint(dist.Independent):
         shape = (len(codes), *(1,) * len(self.batch_shape), *self.event_shape)
         states = single[codes].reshape(shape)  # (S, V, *event of one) -> (S, *1s, *event)
         return states.expand(-1, *self.batch_shape, *self.event_shape) if expand else states
+
+
+def base_of(distribution: Any) -> Any:
+    """The distribution of single entries behind an event of independent ones."""
+    while isinstance(distribution, torch.distributions.Independent):
+        distribution = distribution.base_dist
+    return distribution
+
+
+def extended(distribution: Any) -> Joint:
+    """The same bits or one-hot vectors, scored by the linear extension of their log-mass, whatever class they are of.
+
+    Raises:
+        ValueError: it is a distribution of something else.
+    """
+    base = base_of(distribution)
+    if isinstance(base, dist.Bernoulli):
+        return joint(Bits(base.logits, validate_args=False), len(distribution.event_shape))
+    if isinstance(base, dist.OneHotCategorical):
+        return joint(OneHots(base.logits, validate_args=False), len(distribution.event_shape))
+    raise ValueError(f"accepted: independent bits or one-hot vectors, got {type(base).__name__}")
 
 
 def check_states(count: int) -> None:

@@ -66,6 +66,47 @@ class BitsGuide(_PerDatum):
             pyro.sample("z", dist.Bernoulli(logits=logits).to_event(1))
 
 
+# --- Two one-hot vectors of three classes behind three pixels ----------------------------------------------------
+
+CLASSES = {
+    "model": {
+        "prior": [[0.4, -0.7, 0.1], [0.0, 0.5, -0.3]],
+        "weight": [[[1.5, -0.4, 0.2], [-0.6, 0.3, 0.9]], [[-1.0, 0.8, 0.5], [0.2, -1.1, 0.4]], [[0.3, 1.2, -0.8]] * 2],
+        "bias": [-0.3, 0.2, -0.5],
+    },
+    "guide": {
+        "base": [[1.2, -0.2, 0.1], [-0.5, 0.6, 0.3]],
+        "slope": [[[0.4, -0.8, 0.3], [0.9, 0.2, -0.5]], [[0.1, 0.2, -0.4], [0.5, 0.3, 0.2]], [[-0.3, 0.1, 0.6]] * 2],
+    },
+    "x": [1.0, 0.0, 1.0],
+}
+
+
+class ClassesModel(_PerDatum):
+    """z ~ two categoricals (prior), x ~ Bernoulli(weight z + bias)."""
+
+    def __init__(self, count):
+        super().__init__(count, **CLASSES["model"])
+
+    def forward(self, x):
+        with pyro.plate("data", x.shape[0], dim=-1):
+            z = pyro.sample("z", dist.OneHotCategorical(logits=self.prior).to_event(1))
+            logits = torch.einsum("npvc,...nvc->...np", self.weight, z) + self.bias
+            pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+
+
+class ClassesGuide(_PerDatum):
+    """z ~ two categoricals (base + slope x)."""
+
+    def __init__(self, count):
+        super().__init__(count, **CLASSES["guide"])
+
+    def forward(self, x):
+        with pyro.plate("data", x.shape[0], dim=-1):
+            logits = self.base + torch.einsum("npvc,np->nvc", self.slope, x)
+            pyro.sample("z", dist.OneHotCategorical(logits=logits).to_event(1))
+
+
 # --- One normal latent behind two numbers -----------------------------------------------------------------------
 
 NORMAL = {
@@ -99,7 +140,11 @@ class NormalGuide(_PerDatum):
             pyro.sample("z", dist.Normal(self.base + (self.slope * x).sum(-1), self.log_scale.exp()))
 
 
-PROGRAMS = {"bits": (BitsModel, BitsGuide, BITS), "normal": (NormalModel, NormalGuide, NORMAL)}
+PROGRAMS = {
+    "bits": (BitsModel, BitsGuide, BITS),
+    "classes": (ClassesModel, ClassesGuide, CLASSES),
+    "normal": (NormalModel, NormalGuide, NORMAL),
+}
 
 
 def programs(kind, count):
@@ -159,8 +204,21 @@ def _bits_terms(model, guide, particles):
     """Log-likelihood, log-prior and log q of all tuples of states, ``(K, T)`` each, and log-probabilities, ``(T,)``."""
     states, x = all_bits(2), torch.tensor(BITS["x"])
     log_likelihood, log_prior = bits_log_joint(model, states, x)
-    log_q = bits_log_q(guide, states, x)
-    tuples = torch.tensor(list(itertools.product(range(4), repeat=particles))).T  # (K, 4^K)
+    return _tuples(log_likelihood, log_prior, bits_log_q(guide, states, x), particles)
+
+
+def _classes_terms(model, guide, particles):
+    x, eye = torch.tensor(CLASSES["x"]), torch.eye(3)
+    states = torch.stack([torch.stack(pair) for pair in itertools.product(eye, eye)])  # (9, 2, 3)
+    logits = torch.einsum("pvc,svc->sp", model["weight"], states) + model["bias"]
+    log_likelihood = dist.Bernoulli(logits=logits).log_prob(x).sum(-1)
+    log_prior = (model["prior"].log_softmax(-1) * states).sum((-1, -2))
+    q = guide["base"] + torch.einsum("pvc,p->vc", guide["slope"], x)
+    return _tuples(log_likelihood, log_prior, (q.log_softmax(-1) * states).sum((-1, -2)), particles)
+
+
+def _tuples(log_likelihood, log_prior, log_q, particles):
+    tuples = torch.tensor(list(itertools.product(range(len(log_q)), repeat=particles))).T  # (K, S^K)
     return (log_likelihood[tuples], log_prior[tuples], log_q[tuples]), log_q[tuples].sum(0).exp()
 
 
@@ -190,11 +248,14 @@ def _hermite(points):
     return nodes, weights / weights.sum()
 
 
+TERMS = {"bits": _bits_terms, "classes": _classes_terms, "normal": _normal_terms}
+
+
 def exact(kind, formula, particles):
     """Value and gradient of the expectation of ``formula(log_likelihood, log_prior, log_q)``, each ``(K, T)``."""
     values = PROGRAMS[kind][2]
     model, guide = _leaves(values["model"]), _leaves(values["guide"])
-    terms, probability = (_bits_terms if kind == "bits" else _normal_terms)(model, guide, particles)
+    terms, probability = TERMS[kind](model, guide, particles)
     expectation = (probability * formula(*terms)).sum()
     return {"value": expectation.detach(), **gradients(expectation, model, guide)}
 

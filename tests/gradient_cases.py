@@ -49,8 +49,10 @@ BOUNDS = {
     "ciwae": (lambda g: CIWAE(0.3, 2, gradient=g), lambda *t: 0.3 * elbo(*t) + 0.7 * iwae(*t), 2),
     "tvo": (lambda g: TVO(2, 2, first=0.25, gradient=g), tempered, 2),
 }
+LATENTS = {"bits": (2,), "classes": (2, 3)}
 LINEAR = ("elbo", "elbo_one", "beta")
 SCORES = ["score", "score_average", "nvil", "loo", "vimco_arithmetic"]
+CONTROLLED = ["muprop", "rebar", "relax", "arm"]
 PATHWISE = [
     *((name, "reparameterized") for name in BOUNDS),
     *((name, "stl") for name in LINEAR),
@@ -68,7 +70,7 @@ class LikelihoodOnly(Objective):
 
 def draws_of(name, gradient, kind):
     objective = BOUNDS[name][0](gradient)
-    objective.prepare((len(programs(kind, 1)[2][0]),))
+    objective.prepare((len(programs(kind, 1)[2][0]),), LATENTS.get(kind))
     return gradient_draws(objective, kind, ROWS, before=3)
 
 

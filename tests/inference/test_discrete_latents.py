@@ -96,7 +96,7 @@ def two_steps(objective, latents, draws):
 def test_it_trains_or_says_why_not(objective, gradient, latents, draws):
     def train():
         made = (ELBO if objective == "elbo" else IWAE)(3, gradient=gradient)
-        made.prepare((PIXELS,))
+        made.prepare((PIXELS,), SHAPES[latents])
         two_steps(made, latents, draws)
 
     if accepted(objective, gradient, draws):

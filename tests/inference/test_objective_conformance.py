@@ -30,6 +30,7 @@ from models.priors import LearnedNormal
 WORDS = [word for word, factory in CATALOG["objective"].items() if "gradient" in inspect.signature(factory).parameters]
 SMALL = {"particles": 4, "groups": 2, "partitions": 2}
 GUIDES = ("normal", "bits")
+NEEDS_BITS = {"muprop", "rebar", "relax", "arm"}
 NEEDS_PATH = {"reparameterized", "stl", "dreg"}
 MEANS = {"elbo", "beta", "annealed", "infovae"}  # of the draws, by a Monte-Carlo KL
 
@@ -69,7 +70,7 @@ def make(word, gradient, **options):
     taken = inspect.signature(factory).parameters
     small = {name: value for name, value in SMALL.items() if name in taken}
     objective = factory(**{**small, **options}, gradient=gradient)
-    objective.prepare((5,))
+    objective.prepare((5,), (2,))
     return objective
 
 
@@ -81,7 +82,7 @@ def accepted(word, gradient, kind):
         return False
     if gradient == "covariance":
         return word == "tvo"
-    if gradient in NEEDS_PATH and kind == "bits":
+    if gradient in (NEEDS_PATH if kind == "bits" else NEEDS_BITS):
         return False
     if gradient == "stl":
         return word in MEANS
