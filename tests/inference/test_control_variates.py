@@ -6,14 +6,21 @@ import pytest
 import torch
 from pyro.infer import SVI
 
+from guides.amortized import Amortized
+from guides.discrete import BernoulliBits
 from inference.antithetic import ARM
 from inference.baselines import ScoreFunction
 from inference.control_variates import REBAR, RELAX, MuProp
+from inference.engine import SharedOptimizer
 from inference.objectives import ELBO, IWAE, gradient_estimator
 from inference.particles import StructureError
-from models.discrete import Bits, OneHots, scores_given
+from models.discrete import Bits, OneHots, UniformBits, scores_given
+from models.latent import LatentVariableModel
+from models.likelihoods import Bernoulli
+from models.nets import Linear
 from tests.estimation import BitsGuide, BitsModel, deviations, exact, gradient_draws, programs
 from tests.gradient_cases import BOUNDS, CONTROLLED, LATENTS, LIMIT, ROWS, assert_right, draws_of
+from tests.inference import engines
 
 
 def made(gradient, kind="bits"):
@@ -207,3 +214,19 @@ def test_a_scale_of_zero_is_the_score_function():
         torch.manual_seed(1)
         found.append(gradient_draws(ELBO(gradient=estimator), "bits", 100)["guide"])
     torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("gradient", ["rebar", "arm"])
+def test_a_compiled_step_is_the_eager_one(gradient):
+    found = []
+    for kind in (engines.SVI, engines.plain):
+        torch.manual_seed(3)
+        model = LatentVariableModel(UniformBits((2,)), Bernoulli((engines.PIXELS,), (2,), Linear))
+        guide = Amortized(BernoulliBits((2,), (engines.PIXELS,), Linear))
+        objective = IWAE(2, gradient=gradient)
+        parts = torch.nn.ModuleList([model, guide, objective])
+        svi = kind(model, guide, SharedOptimizer(parts.parameters(), torch.optim.Adam, 0.05), objective)
+        found.append((engines.losses(svi, engines.batches(4)), engines.parameters(svi)))
+    assert svi.why_eager is None
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, atol=1e-9)
