@@ -180,13 +180,34 @@ def held_out(source: Source, limit: int, seed: int) -> tuple[Tensor, Tensor]:
     return source.fixed(index), index
 
 
-def validation_scores(model: Program, guide: Program, x: Tensor, seed: int) -> dict[str, float]:
-    """What the training log says of the validation set, in nats per datum."""
+def validation_scores(
+    model: Program, guide: Program, x: Tensor, seed: int, surgery_data: int = 0, gap_particles: int = 0
+) -> dict[str, float]:
+    """What the training log says of the validation set, in nats per datum.
+
+    Args:
+        model: Pyro program.
+        guide: Pyro program.
+        x: validation data, ``(N, *event_shape)``, in random order.
+        seed: of the random numbers used here.
+        surgery_data: on how many of them to take the KL apart and count active units; 0 for none.
+        gap_particles: importance samples per datum for KL(q(z|x) || p(z|x)) = log p(x) - ELBO; 0 for none. Estimated
+            low on average, for so is log p(x). A guide without noise has no such divergence, and gets no entry.
+    """
     with evaluating(model, guide, seed=seed):
         terms = [elbo_terms(model, guide, some) for some in x.split(draws_at_once(model, x))]
-    reconstruction = float(torch.cat([t.reconstruction for t in terms]).mean())
-    kl = float(torch.cat([t.kl for t in terms]).mean())
-    return {"valid/elbo": reconstruction - kl, "valid/reconstruction": reconstruction, "valid/kl": kl}
+        reconstruction = float(torch.cat([t.reconstruction for t in terms]).mean())
+        kl = float(torch.cat([t.kl for t in terms]).mean())
+        scores = {"valid/elbo": reconstruction - kl, "valid/reconstruction": reconstruction, "valid/kl": kl}
+        if surgery_data:
+            parts = surgery(model, guide, x[:surgery_data], population=x.shape[0])
+            scores["valid/mutual_information"] = parts.mutual_information
+            scores["valid/marginal_kl"] = kl - parts.mutual_information
+            scores["valid/active_units"] = active_units(guide, x)
+        if gap_particles and not is_certain(guide, x):
+            log_p = log_evidence(model, guide, x, gap_particles).log_p
+            scores["valid/kl_to_posterior"] = float(log_p.mean()) - scores["valid/elbo"]
+    return scores
 
 
 def evaluate(
@@ -218,7 +239,7 @@ def evaluate(
         elbo_samples, num_particles = (1, 1) if certain else (settings.elbo_samples, settings.particles)
         at_once = max(1, min(256, draws_at_once(model, x) // elbo_samples))
         terms = [elbo_terms(model, guide, some, elbo_samples) for some in x.split(at_once)]
-        parts = surgery(model, guide, x[: settings.surgery_data])
+        parts = surgery(model, guide, x[: settings.surgery_data], population=x.shape[0])
         units = active_units(guide, x)
         by_dimension = kl_per_dimension(model, guide, x[: settings.surgery_data])
         weigh = _weigher(model, guide, x, settings.engine)
@@ -238,6 +259,7 @@ def evaluate(
         "test/kl_estimator": terms[0].kl_estimator,
         "test/kl_per_dimension": None if by_dimension is None else [round(v, 6) for v in by_dimension.tolist()],
         "test/mutual_information": parts.mutual_information,
+        "test/mutual_information_upper": parts.upper,
         "test/marginal_kl": kl - parts.mutual_information,
         "test/mutual_information_estimator": "one draw per datum against the mixture of their posteriors",
         "test/surgery_data": parts.num_data,

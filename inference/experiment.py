@@ -162,7 +162,7 @@ def _trainer(setup: Setup, folder: Path, console: Console | None) -> Trainer:
         batches,
         settings,
         folder,
-        lambda: validation_scores(setup.model, setup.guide, valid, seed),
+        lambda: validation_scores(setup.model, setup.guide, valid, seed, settings.surgery_data, settings.gap_particles),
         (console,) if console else (),
     )
 

@@ -24,6 +24,8 @@ MEANINGS = {
     "test/reconstruction": "Mean of log p(x|z) under the guide: how well a datum is predicted from its own code.",
     "test/kl": "KL(q(z|x) ‖ p(z)): what the code of a datum costs. At zero the posterior has collapsed onto the prior.",
     "test/mutual_information": "The part of the KL that tells data apart: what z knows about x under the guide.",
+    "test/mutual_information_upper": "The same, estimated so that it is high on average where the split of the KL was "
+    "taken on a part of the data, as the line above is then low.",
     "test/marginal_kl": "The rest of the KL: how far the codes of all data together are from the prior.",
     "test/active_units": "Latent dimensions whose posterior mean moves from datum to datum.",
     "test/khat_median": "Median tail index of the importance weights. Above 0.7 the estimate of log p(x) is not to be "

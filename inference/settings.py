@@ -21,6 +21,10 @@ class TrainerSettings:
         gradient_clip: largest gradient norm per datum; 0 for no limit.
         log_every: steps between rows of the log, each of which waits once for the device.
         validations: how many times the validation set is scored over the run.
+        surgery_data: validation data on which each scoring takes the KL apart (``valid/mutual_information``,
+            ``valid/marginal_kl``) and counts ``valid/active_units``; its cost is quadratic in them; 0 for none.
+        gap_particles: importance samples per datum with which each scoring estimates ``valid/kl_to_posterior``; 0 for
+            none.
         checkpoint_seconds: seconds between checkpoints.
         engine: eager, or compiled: the same numbers to rounding, faster steps after some seconds of compiling.
     """
@@ -32,6 +36,8 @@ class TrainerSettings:
     gradient_clip: float = 0.0
     log_every: int = 50
     validations: int = 20
+    surgery_data: int = 0
+    gap_particles: int = 0
     checkpoint_seconds: float = 20.0
     engine: str = "eager"
 
@@ -43,7 +49,8 @@ class TrainerSettings:
         for name in ("log_every", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"trainer.{name}: {getattr(self, name)} is not above 0")
-        for name in ("epochs", "steps", "gradient_clip", "validations", "checkpoint_seconds"):
+        for name in ("epochs", "steps", "gradient_clip", "validations", "surgery_data", "gap_particles",
+                     "checkpoint_seconds"):  # fmt: skip
             if not getattr(self, name) >= 0:
                 raise ValueError(f"trainer.{name}: {getattr(self, name)} is not 0 or above")
         if self.epochs and self.steps:

@@ -70,6 +70,36 @@ def maximum_likelihood(x: Tensor, latent_dim: int) -> PPCASolution:
     return PPCASolution(weight, loc, variance.sqrt())
 
 
+class WaterFilling(NamedTuple):
+    """What the best linear code spends: ``active`` directions, ``rate`` in nats, ``distortion`` in squared error."""
+
+    active: int
+    rate: float
+    distortion: float
+
+
+def reverse_water_filling(eigenvalues: Tensor, level: float, latent_dim: int | None = None) -> WaterFilling:
+    """The optimum of the linear beta-VAE (Lucas et al. 2019, section 4), which is that of Gaussian rate-distortion
+    theory (Cover and Thomas 2006, theorem 10.3.3).
+
+    With noise of standard deviation s held fixed and beta times the KL, a direction of the data is coded if its
+    variance lambda is above the water level beta s^2: R = 1/2 sum log(lambda / level) over those, and
+    D = E |x - x'|^2 = sum min(lambda, level).
+
+    Args:
+        eigenvalues: of the covariance of the data, ``(D,)``.
+        level: beta s^2, in the units of the eigenvalues, positive.
+        latent_dim: number of latents, where there are fewer than directions worth coding.
+    """
+    if not level > 0:
+        raise ValueError(f"level must be positive, got {level}")
+    ordered = eigenvalues.double().sort(descending=True).values
+    ratio = (ordered / level)[: latent_dim or len(ordered)]
+    coded = ratio[ratio > 1]
+    left = ordered[len(coded) :].sum()
+    return WaterFilling(len(coded), float(0.5 * coded.log().sum()), float(level * len(coded) + left))
+
+
 def _root_of_inverse(matrix: Tensor) -> Tensor:
     """The lower triangular L with ``L L^T`` the inverse of a positive definite matrix."""
     # The Cholesky factor of the matrix read backwards is, read backwards again, upper triangular. The variant that

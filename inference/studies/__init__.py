@@ -9,13 +9,17 @@ from typing import Any
 from inference.config import ConfigError, settings_from
 from inference.console import Console
 from inference.grid import split_arguments
+from inference.studies.collapse import CollapseSettings, collapse
 from inference.studies.estimators import EstimatorsSettings, estimators
 from inference.studies.families import FamiliesSettings, families
+from inference.studies.rate_distortion import RateDistortionSettings, rate_distortion
 
 Study = Callable[[list[str], Any, Path, Console, str], Path]
 STUDIES: dict[str, tuple[type, Study]] = {
     "families": (FamiliesSettings, families),
     "estimators": (EstimatorsSettings, estimators),
+    "collapse": (CollapseSettings, collapse),
+    "rate_distortion": (RateDistortionSettings, rate_distortion),
 }
 
 

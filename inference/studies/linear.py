@@ -1,0 +1,166 @@
+"""The linear VAE, whose collapse, rate and distortion are known in closed form, to be held beside the deep ones."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from guides.amortized import Amortized
+from guides.gaussian import DiagonalNormal
+from inference.annealing import BetaELBO
+from inference.assemble import assemble
+from inference.config import load
+from inference.diagnostics import active_units
+from inference.engine import SVI, SharedOptimizer
+from inference.schedules import cosine
+from models.nets import Linear
+from models.ppca import PPCA, reverse_water_filling
+
+MOST_DATA = 5000  # trained on all at once
+
+
+@dataclass(frozen=True)
+class LinearVAE:
+    """A linear decoder with fixed noise and a linear encoder with a diagonal normal, over flat data ``(N, D)``.
+
+    Args:
+        model: probabilistic PCA, its standard deviation held fixed.
+        guide: the amortized diagonal normal.
+    """
+
+    model: PPCA
+    guide: nn.Module
+
+    @classmethod
+    def untrained(cls, data_dim: int, latent_dim: int, scale: float) -> "LinearVAE":
+        """With random weights and noise of standard deviation ``scale``."""
+        model = PPCA((data_dim,), latent_dim)
+        with torch.no_grad():
+            model.likelihood.log_scale.fill_(math.log(scale))
+        return cls(model, Amortized(DiagonalNormal((latent_dim,), (data_dim,), Linear)))
+
+    def fit(self, x: Tensor, beta: float, steps: int, learning_rate: float) -> None:
+        """Maximize the beta-VAE objective on all data ``(N, D)`` at once, by Adam with a rate falling to zero."""
+        p = self.model.likelihood
+        trained = [*p.net.parameters(), *self.guide.parameters()]  # and not the noise
+        optimizer = SharedOptimizer(trained, torch.optim.Adam, learning_rate)
+        svi = SVI(self.model, self.guide, optimizer, BetaELBO(beta, kl="analytic"))
+        for step in range(steps):
+            optimizer.set_learning_rate(learning_rate * cosine(step / steps))
+            svi.step(x)
+
+    @torch.no_grad()
+    def rate(self, x: Tensor) -> float:
+        """Mean KL(q(z|x) || p(z)), in nats."""
+        q = self.guide.core(x).base_dist  # type: ignore[operator]
+        return float(0.5 * (q.variance + q.loc.square() - 1 - q.variance.log()).sum(1).mean())
+
+    @torch.no_grad()
+    def distortion(self, x: Tensor) -> float:
+        """Mean squared error |x - W z - mu|^2 over q, in closed form; summed over entries."""
+        q = self.guide.core(x).base_dist  # type: ignore[operator]
+        p = self.model.likelihood
+        residual = x - p.loc - q.loc @ p.weight.T
+        return float((residual.square().sum(1) + q.variance @ p.weight.square().sum(0)).mean())
+
+    @torch.no_grad()
+    def kl_to_posterior(self, x: Tensor) -> float:
+        """Mean KL(q(z|x) || p(z|x)), in nats, in closed form."""
+        q = self.guide.core(x).base_dist  # type: ignore[operator]
+        q = torch.distributions.MultivariateNormal(q.loc, scale_tril=torch.diag_embed(q.scale))
+        return float(torch.distributions.kl_divergence(q, self.model.posterior(x)).mean())
+
+
+def flat_training_data(arguments: Sequence[str]) -> Tensor:
+    """The training data that a run's words name, as real numbers less their mean, ``(N, D)``; greys lie in [0, 1].
+
+    At most the first 5,000 of them.
+    """
+    dataset = assemble(load([argument for argument in arguments if argument.startswith("data")])).dataset
+    x = torch.as_tensor(dataset.splits["train"][:MOST_DATA]).float().flatten(1)  # (N, *event) -> (N, D)
+    x = x / ((dataset.levels or 2) - 1)
+    return x - x.mean(0)
+
+
+def covariance_eigenvalues(x: Tensor) -> Tensor:
+    """Of the covariance (divisor N) of flat data ``(N, D)``, largest first, ``(D,)`` in double precision."""
+    centred = (x - x.mean(0)).double()
+    return torch.linalg.eigvalsh(centred.T @ centred / len(x)).clamp(min=0).flip(0)
+
+
+def transition(
+    x: Tensor,
+    betas: Sequence[float],
+    scale: float,
+    latent_dim: int,
+    steps: int,
+    learning_rate: float,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[dict[str, Any]]:
+    """A linear VAE trained with each beta, beside the closed form.
+
+    Args:
+        x: flat data less their mean, ``(N, D)``.
+        betas: weights of the KL.
+        scale: standard deviation of the noise.
+        latent_dim: number of latents.
+        steps: of training, on all data at once.
+        learning_rate: at the start.
+        on_progress: called with how many are done, and how many there are.
+
+    Returns:
+        For each beta ``active``, ``rate`` (nats), ``distortion`` (squared error), the same with ``exact_`` in front,
+        ``kl_to_posterior``, ``elbo`` and ``nll`` of the model that was trained, in nats.
+    """
+    eigenvalues, rows = covariance_eigenvalues(x), []
+    constant = 0.5 * x.shape[1] * math.log(2 * math.pi * scale**2)
+    for done, beta in enumerate(betas):
+        on_progress(done, len(betas))
+        torch.manual_seed(0)
+        vae = LinearVAE.untrained(x.shape[1], latent_dim, scale)
+        vae.fit(x, beta, steps, learning_rate)
+        exact = reverse_water_filling(eigenvalues, beta * scale**2, latent_dim)
+        rate, distortion = vae.rate(x), vae.distortion(x)
+        with torch.no_grad():
+            nll = -float(vae.model.log_evidence(x).mean())
+        rows.append(
+            {
+                "beta": beta,
+                "active": active_units(vae.guide, x),
+                "exact_active": exact.active,
+                "rate": rate,
+                "exact_rate": exact.rate,
+                "distortion": distortion,
+                "exact_distortion": exact.distortion,
+                "kl_to_posterior": vae.kl_to_posterior(x),
+                "elbo": -distortion / (2 * scale**2) - constant - rate,
+                "nll": nll,
+            }
+        )
+    on_progress(len(betas), len(betas))
+    return rows
+
+
+def water_filling_curve(x: Tensor, latent_dim: int, points: int = 200) -> list[tuple[float, float]]:
+    """Rate (nats) and squared error of the best linear code of flat data ``(N, D)`` at falling water levels."""
+    eigenvalues = covariance_eigenvalues(x)
+    top = float(eigenvalues[0])
+    low = 1e-4 * top
+    levels = [top * (low / top) ** (i / (points - 1)) for i in range(points)]
+    filled = [reverse_water_filling(eigenvalues, level, latent_dim) for level in levels]
+    return [(one.rate, one.distortion) for one in filled]
+
+
+def staircase(x: Tensor, low: float, high: float, scale: float, latent_dim: int) -> list[tuple[float, int]]:
+    """Every beta from ``low`` to ``high`` at which the best linear VAE loses a unit, with the number it has from there.
+
+    Begins with ``low`` and ends with ``high``; ``x`` is ``(N, D)`` and ``scale`` the noise's standard deviation.
+    """
+    eigenvalues = covariance_eigenvalues(x)
+    losses = [float(value) / scale**2 for value in eigenvalues[:latent_dim]]  # of the first unit last
+    ends = [(beta, sum(loss > beta for loss in losses)) for beta in (low, high)]
+    between = [(beta, left) for left, beta in enumerate(losses) if low < beta < high]
+    return [ends[0], *reversed(between), ends[1]]
