@@ -80,7 +80,9 @@ def flat_training_data(arguments: Sequence[str]) -> Tensor:
     At most the first 5,000 of them.
     """
     dataset = assemble(load([argument for argument in arguments if argument.startswith("data")])).dataset
-    x = torch.as_tensor(dataset.splits["train"][:MOST_DATA]).float().flatten(1)  # (N, *event) -> (N, D)
+    x = (
+        torch.as_tensor(dataset.splits["train"][:MOST_DATA]).to(torch.get_default_dtype()).flatten(1)
+    )  # (N, *event) -> (N, D)
     x = x / ((dataset.levels or 2) - 1)
     return x - x.mean(0)
 

@@ -1,0 +1,74 @@
+"""The studies of collapse and of rate and distortion, small."""
+
+import csv
+import json
+import math
+
+import pytest
+
+from inference.config import ConfigError
+from inference.console import Quiet
+from inference.studies import run_study
+
+TINY = [
+    "trainer.steps=4",
+    "evaluation.particles=4",
+    "evaluation.draws=2",
+    "encoder.hidden=[8]",
+    "trainer.validations=2",
+]
+
+
+@pytest.mark.row("5.8")
+def test_the_collapse_study_measures_every_cell_along_the_training(tmp_path):
+    free = "objective=free_bits objective.nats=0.3"
+    options = ["study.betas=[0.5,1]", "study.decoders=[linear]", f"study.remedies=[none,'{free}']", "study.seeds=[0]",
+               "study.linear_betas=[4]", "study.linear_steps=3", "study.linear_dim=3", "study.jobs=1"]  # fmt: skip
+    page = run_study(["collapse", *TINY, *options, f"run.dir={tmp_path / 'study'}"], Quiet())
+    rows = json.loads((tmp_path / "study" / "table.json").read_text())
+    assert [(r["beta"], r["remedy"]) for r in rows] == [("0.5", "none"), ("1", "none"), ("1", free)]
+    for row in rows:
+        assert 0 <= row["test/mutual_information"] <= math.log(300)
+        assert row["test/kl"] == pytest.approx(row["test/mutual_information"] + row["test/marginal_kl"], abs=1e-6)
+        assert row["test/kl_to_posterior"] == pytest.approx(-row["test/nll"] - row["test/elbo"], abs=1e-9)
+    with (tmp_path / "study" / "curves.csv").open() as file:
+        steps = list(csv.DictReader(file))
+    assert [(r["remedy"], r["step"]) for r in steps[-2:]] == [(free, "2"), (free, "4")]
+    assert all(
+        r[name] for r in steps for name in ("kl", "mutual_information", "active_units", "kl_to_posterior", "nll")
+    )
+    used = tmp_path / "study" / "runs" / json.loads((tmp_path / "study/runs/runs.json").read_text())[-1]["run"]
+    assert "nats: 0.3" in (used / "config.yaml").read_text()
+    text = page.read_text()
+    assert text.count("<img") >= 4
+    assert "Lucas et al. 2019" in text
+
+
+@pytest.mark.row("3.22")
+def test_the_rate_distortion_study_places_every_run(tmp_path):
+    options = ["study.betas=[0.5,8]", "study.seeds=[0]", "study.linear_steps=3", "study.linear_dim=3", "study.jobs=1"]
+    page = run_study(["rate_distortion", *TINY, *options, f"run.dir={tmp_path / 'study'}"], Quiet())
+    rows = json.loads((tmp_path / "study" / "table.json").read_text())
+    assert [row["beta"] for row in rows] == ["0.5", "8"]
+    for row in rows:
+        # The Gaussian's nats and squared error are one number, up to the noise's scale.
+        nats = row["test/squared_error"] / (2 * 0.2**2) + 32 * math.log(2 * math.pi * 0.2**2)
+        assert nats == pytest.approx(row["test/distortion"], rel=1e-5)
+        assert row["above_envelope"] >= 0
+        assert row["linear/exact_active"] <= 3
+    assert min(row["above_envelope"] for row in rows) == 0
+    assert page.read_text().count("<img") == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["collapse", "study.remedies=[prayer]"], "prayer.*none, beta_half"),
+        (["collapse", "study.decoders=[]"], "at least one"),
+        (["rate_distortion", "study.betas=[0]"], "not above 0"),
+        (["rate_distortion", "study.seeds=[]"], "at least one"),
+    ],
+)
+def test_bad_options_are_refused(arguments, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        run_study([*arguments, f"run.dir={tmp_path}"], Quiet())
