@@ -7,7 +7,7 @@ one-hot vectors, so that every number of an evaluation is one of the discrete mo
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import pyro.distributions as dist
 import torch
@@ -82,12 +82,57 @@ class RelaxedOneHots(OneHots):
             return self.rsample(sample_shape)
 
 
+class MeanPathBits(RelaxedBits):
+    """A bit that is drawn, and has the gradient of its mean: sg(bit - sigmoid(logits)) + sigmoid(logits).
+
+    The straight-through estimator of Bengio, Leonard and Courville (2013, section 4); no noise in the gradient.
+    """
+
+    def __init__(self, logits: Tensor, validate_args: bool | None = None) -> None:
+        super().__init__(logits, torch.ones(()), True, validate_args)
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        return with_gradient_of(self.sample(sample_shape), self.logits.sigmoid())
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        return Bits.sample(self, sample_shape)
+
+    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> "MeanPathBits":
+        return super().expand(batch_shape, _instance=self._get_checked_instance(MeanPathBits, _instance))
+
+
+class MeanPathOneHots(RelaxedOneHots):
+    """A one-hot vector that is drawn, and has the gradient of its mean: sg(hard - softmax(logits)) + softmax(logits).
+
+    The straight-through estimator of Bengio, Leonard and Courville (2013) for classes; no noise in the gradient.
+    """
+
+    def __init__(self, logits: Tensor, validate_args: bool | None = None) -> None:
+        super().__init__(logits, torch.ones(()), True, validate_args)
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        return with_gradient_of(self.sample(sample_shape), self.logits.softmax(-1))
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        return OneHots.sample(self, sample_shape)
+
+    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> "MeanPathOneHots":
+        return super().expand(batch_shape, _instance=self._get_checked_instance(MeanPathOneHots, _instance))
+
+
+Schedule = Literal["exponential", "linear"]
+
+
 class _Annealed(Conditional):
-    """A temperature that falls during a run: max(minimum, temperature exp(-rate progress)) (Jang et al. 2017, 4.2)."""
+    """A temperature that falls during a run, to a minimum.
+
+    Exponentially, max(minimum, temperature exp(-rate progress)) (Jang et al. 2017, section 4.2), or along a line that
+    reaches the minimum when 1/rate of the run is done.
+    """
 
     temperature: Tensor  # (), changed in place; not saved, for it is a function of progress
 
-    def anneal(self, temperature: float, minimum: float, rate: float) -> None:
+    def anneal(self, temperature: float, minimum: float, rate: float, schedule: Schedule = "exponential") -> None:
         if not temperature > 0 or not 0 < minimum <= temperature:
             raise ValueError(
                 f"accepted: a temperature above 0 and a minimum above 0 and no higher, got temperature={temperature} "
@@ -95,11 +140,15 @@ class _Annealed(Conditional):
             )
         if not 0 <= rate < math.inf:
             raise ValueError(f"rate must be 0 or above (0 keeps the temperature), got {rate}")
-        self.start, self.minimum, self.rate = float(temperature), float(minimum), float(rate)
+        if schedule not in ("exponential", "linear"):
+            raise ValueError(f"schedule must be 'exponential' or 'linear', got {schedule!r}")
+        self.start, self.minimum, self.rate, self.schedule = float(temperature), float(minimum), float(rate), schedule
         self.register_buffer("temperature", torch.tensor(self.start), persistent=False)
 
     def temperature_at(self, progress: float) -> float:
         """The temperature when ``progress`` of the run, from 0 to 1, is done."""
+        if self.schedule == "linear":
+            return max(self.minimum, self.start - (self.start - self.minimum) * self.rate * progress)
         return max(self.minimum, self.start * math.exp(-self.rate * progress))
 
     def at(self, progress: float) -> None:
@@ -130,7 +179,8 @@ class RelaxedBernoulliBits(BernoulliBits, _Annealed):
         hard: straight-through.
         temperature: at the start.
         minimum: below which the temperature does not fall.
-        rate: how fast it falls: by a factor of exp(-rate) over the whole run.
+        rate: how fast it falls: by a factor of exp(-rate) over the whole run, or to its minimum in 1/rate of it.
+        schedule: ``"exponential"`` or ``"linear"``.
         model: the model whose prior the draws are checked against, where one is given.
     """
 
@@ -143,11 +193,12 @@ class RelaxedBernoulliBits(BernoulliBits, _Annealed):
         temperature: float = 1.0,
         minimum: float = 0.5,
         rate: float = 1.0,
+        schedule: Schedule = "exponential",
         model: Any = None,
     ) -> None:
         super().__init__(event_shape, context_shape, net, model)
         self.hard = hard
-        self.anneal(temperature, minimum, rate)
+        self.anneal(temperature, minimum, rate, schedule)
 
     def forward(self, *context: Tensor) -> dist.Distribution:
         if not self.training:
@@ -168,7 +219,8 @@ class RelaxedOneHotCategoricals(OneHotCategoricals, _Annealed):
         hard: straight-through.
         temperature: at the start.
         minimum: below which the temperature does not fall.
-        rate: how fast it falls: by a factor of exp(-rate) over the whole run.
+        rate: how fast it falls: by a factor of exp(-rate) over the whole run, or to its minimum in 1/rate of it.
+        schedule: ``"exponential"`` or ``"linear"``.
         model: the model whose prior the draws are checked against, where one is given.
     """
 
@@ -181,16 +233,39 @@ class RelaxedOneHotCategoricals(OneHotCategoricals, _Annealed):
         temperature: float = 1.0,
         minimum: float = 0.5,
         rate: float = 1.0,
+        schedule: Schedule = "exponential",
         model: Any = None,
     ) -> None:
         super().__init__(event_shape, context_shape, net, model)
         self.hard = hard
-        self.anneal(temperature, minimum, rate)
+        self.anneal(temperature, minimum, rate, schedule)
 
     def forward(self, *context: Tensor) -> dist.Distribution:
         if not self.training:
             return super().forward(*context)
         return joint(RelaxedOneHots(self.net(*context), self.temperature, self.hard), len(self.event_shape))
+
+
+class MeanPathBernoulliBits(BernoulliBits):
+    """Independent bits that are drawn, and in training mode have the gradient of their means; biased.
+
+    The bound has the right value. Its gradient in the guide replaces the difference between the bound at 1 and at 0
+    by the derivative at the draw.
+    """
+
+    def forward(self, *context: Tensor) -> dist.Distribution:
+        if not self.training:
+            return super().forward(*context)
+        return joint(MeanPathBits(self.net(*context)), len(self.event_shape))
+
+
+class MeanPathOneHotCategoricals(OneHotCategoricals):
+    """Independent one-hot vectors that are drawn, and in training mode have the gradient of their means; biased."""
+
+    def forward(self, *context: Tensor) -> dist.Distribution:
+        if not self.training:
+            return super().forward(*context)
+        return joint(MeanPathOneHots(self.net(*context)), len(self.event_shape))
 
 
 def concrete(
@@ -201,10 +276,11 @@ def concrete(
     temperature: float = 1.0,
     minimum: float = 0.5,
     rate: float = 1.0,
+    schedule: Schedule = "exponential",
 ) -> Conditional:
     """Bits or one-hot vectors, relaxed in training to lie between (Gumbel-softmax, Concrete): no bound until drawn."""
-    core = _relaxed_like_the_prior(model)
-    return core(event_shape, context_shape, net, hard=False, temperature=temperature, minimum=minimum, rate=rate)
+    core = RelaxedBernoulliBits if _over_bits(model) else RelaxedOneHotCategoricals
+    return core(event_shape, context_shape, net, False, temperature, minimum, rate, schedule)
 
 
 def straight_through(
@@ -215,16 +291,25 @@ def straight_through(
     temperature: float = 1.0,
     minimum: float = 0.5,
     rate: float = 1.0,
+    schedule: Schedule = "exponential",
 ) -> Conditional:
     """Bits or one-hot vectors that are drawn, with the biased gradient of their relaxation (straight-through)."""
-    core = _relaxed_like_the_prior(model)
-    return core(event_shape, context_shape, net, hard=True, temperature=temperature, minimum=minimum, rate=rate)
+    core = RelaxedBernoulliBits if _over_bits(model) else RelaxedOneHotCategoricals
+    return core(event_shape, context_shape, net, True, temperature, minimum, rate, schedule)
 
 
-def _relaxed_like_the_prior(model: Any) -> type[RelaxedBernoulliBits] | type[RelaxedOneHotCategoricals]:
+def straight_through_mean(
+    event_shape: Sequence[int], context_shape: Sequence[int], net: NetFactory, model: Any
+) -> Conditional:
+    """Bits or one-hot vectors that are drawn, with the biased gradient of their mean: sg(hard - soft) + soft."""
+    return (MeanPathBernoulliBits if _over_bits(model) else MeanPathOneHotCategoricals)(
+        event_shape, context_shape, net, model
+    )
+
+
+def _over_bits(model: Any) -> bool:
+    """Whether the prior of a model is over bits; if not, it is over one-hot vectors."""
     found = kind_of_prior(model)
-    if isinstance(found, dist.Bernoulli):
-        return RelaxedBernoulliBits
-    if isinstance(found, dist.OneHotCategorical):
-        return RelaxedOneHotCategoricals
-    raise ValueError("it relaxes discrete latents: accepted: prior=bits or prior=onehot")
+    if not isinstance(found, dist.Bernoulli | dist.OneHotCategorical):
+        raise ValueError("it relaxes discrete latents: accepted: prior=bits or prior=onehot")
+    return isinstance(found, dist.Bernoulli)

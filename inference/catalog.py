@@ -17,7 +17,7 @@ from guides.gaussian import DiagonalNormal, FullNormal, LowRankNormal, Unconditi
 from guides.hierarchical import BottomUp, Ladder, TopDown
 from guides.mixture import NormalMixture
 from guides.quantized import Quantized
-from guides.relaxed import concrete, straight_through
+from guides.relaxed import concrete, straight_through, straight_through_mean
 from guides.semi_amortized import SemiAmortized
 from inference import datasets
 from inference.annealing import AnnealedELBO, BetaELBO
@@ -185,6 +185,7 @@ CATALOG: dict[str, dict[str, Factory]] = {
         "onehot": OneHotCategoricals,
         "concrete": concrete,
         "straight_through": straight_through,
+        "straight_through_mean": straight_through_mean,
         "semi_amortized": SemiAmortized,
         "deterministic": Deterministic,
         "exact": ExactPosterior,

@@ -9,8 +9,8 @@ from scipy.special import expit
 from torch.distributions import kl_divergence
 
 from guides.discrete import OneHotCategoricals
-from guides.relaxed import RelaxedBits, RelaxedOneHotCategoricals, RelaxedOneHots
-from models.discrete import OneHots, UniformOneHots, joint
+from guides.relaxed import MeanPathBits, MeanPathOneHots, RelaxedBits, RelaxedOneHotCategoricals, RelaxedOneHots
+from models.discrete import Bits, OneHots, UniformOneHots, joint
 from models.nets import Linear
 
 ALPHA, COUNT = 0.3, 200_000
@@ -113,6 +113,36 @@ def test_straight_through_is_one_hot_forwards_and_a_softmax_backwards(temperatur
     assert torch.allclose(found, expected, rtol=0, atol=1e-12 if dtype == torch.float64 else 1e-5)
 
 
+@pytest.mark.row("0.35")
+@pytest.mark.parametrize("kind", ["bits", "classes"])
+def test_the_gradient_of_the_mean_is_exact_backwards_and_hard_forwards(kind):
+    """sg(hard - soft) + soft with soft the probabilities: (diag p - p p') u, whatever was drawn."""
+    logits = torch.randn(50, 5, requires_grad=True)
+    torch.manual_seed(1)
+    hard = (MeanPathBits if kind == "bits" else MeanPathOneHots)(logits).rsample()
+    torch.manual_seed(1)
+    assert torch.equal(hard, (Bits if kind == "bits" else OneHots)(logits).sample())
+    u = torch.randn(50, 5)
+    (found,) = torch.autograd.grad((hard * u).sum(), logits)
+    p = (logits.sigmoid() if kind == "bits" else logits.softmax(-1)).detach()
+    expected = p * (1 - p) * u if kind == "bits" else p * u - p * (p * u).sum(-1, keepdim=True)
+    assert torch.allclose(found, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["bits", "two classes"])
+def test_the_gradient_of_the_mean_has_the_bias_that_two_states_say(kind):
+    alpha = torch.full((COUNT,), ALPHA, requires_grad=True)
+    z = MeanPathBits(alpha).rsample()
+    if kind == "two classes":
+        z = MeanPathOneHots(torch.stack([alpha, torch.zeros(COUNT)], -1)).rsample()[:, 0]
+    found = torch.autograd.grad(gain(z).sum(), alpha)[0]
+    p = float(expit(ALPHA))
+    expected = p * (1 - p) * (p * slope(1) + (1 - p) * slope(0))
+    error = float(found.std()) / COUNT**0.5
+    assert abs(float(found.mean()) - expected) < 4 * error
+    assert abs(EXACT - expected) > 8 * error
+
+
 @pytest.mark.row("0.31", "4.19")
 def test_there_is_no_path_through_a_drawn_one_hot():
     logits, u = torch.randn(3, requires_grad=True), torch.tensor([1.0, -2.0, 3.0])
@@ -192,6 +222,15 @@ def test_the_temperature_falls_to_its_minimum():
         assert core.temperature is tensor
         assert float(tensor) == pytest.approx(expected)
         assert core.info() == {"train/temperature": float(tensor)}
+
+
+def test_the_temperature_falls_along_a_line():
+    core = RelaxedOneHotCategoricals((2, 3), (4,), Linear, temperature=2.0, minimum=0.5, rate=2.0, schedule="linear")
+    for progress, expected in ((0.0, 2.0), (0.25, 1.25), (0.5, 0.5), (1.0, 0.5)):
+        core.at(progress)
+        assert float(core.temperature) == pytest.approx(expected)
+    with pytest.raises(ValueError, match="schedule must be 'exponential' or 'linear'"):
+        RelaxedOneHotCategoricals((2, 3), (4,), Linear, schedule="cosine")
 
 
 @pytest.mark.parametrize("options", [{"temperature": 0.0}, {"minimum": 0.0}, {"minimum": 2.0}, {"rate": -1.0}])

@@ -11,7 +11,12 @@ from torch import nn
 from guides.amortized import Amortized
 from guides.discrete import BernoulliBits, OneHotCategoricals
 from guides.enumerated import Enumerated
-from guides.relaxed import RelaxedBernoulliBits, RelaxedOneHotCategoricals
+from guides.relaxed import (
+    MeanPathBernoulliBits,
+    MeanPathOneHotCategoricals,
+    RelaxedBernoulliBits,
+    RelaxedOneHotCategoricals,
+)
 from inference.annealing import AnnealedELBO
 from inference.assemble import assemble
 from inference.catalog import CATALOG
@@ -35,6 +40,8 @@ SHAPES = {"bits": (3,), "onehot": (2, 3)}
 CORES = {
     ("bits", "drawn"): BernoulliBits,
     ("bits", "straight-through"): partial(RelaxedBernoulliBits, hard=True),
+    ("bits", "straight-through mean"): MeanPathBernoulliBits,
+    ("onehot", "straight-through mean"): MeanPathOneHotCategoricals,
     ("bits", "relaxed"): partial(RelaxedBernoulliBits, hard=False),
     ("onehot", "drawn"): OneHotCategoricals,
     ("onehot", "straight-through"): partial(RelaxedOneHotCategoricals, hard=True),
@@ -72,7 +79,7 @@ def accepted(objective, gradient, draws):
     if gradient == "reparameterized":
         return draws != "drawn"
     if gradient == "stl":
-        return draws == "straight-through" and objective == "elbo"
+        return draws.startswith("straight-through") and objective == "elbo"
     return gradient != "dreg" and draws != "relaxed"  # scores
 
 
@@ -220,7 +227,10 @@ def test_the_bias_of_each_gradient_of_the_bound(latents):
     exact = torch.cat([g.flatten() for g in torch.autograd.grad(elbo, wanted)])
     found, count = {}, 2000
     many = x.repeat(count, 1)
-    for draws, gradient in (("drawn", "loo"), ("straight-through", "reparameterized"), ("relaxed", "reparameterized")):
+    for draws, gradient in (
+        ("drawn", "loo"),
+        *((d, "reparameterized") for d in ("straight-through", "straight-through mean", "relaxed")),
+    ):
         other = Amortized(CORES[latents, draws](SHAPES[latents], (PIXELS,), NET))
         other.load_state_dict(guide.state_dict())
         runs = []
@@ -232,6 +242,7 @@ def test_the_bias_of_each_gradient_of_the_bound(latents):
     noise = {k: (v.std(0) / 8**0.5).norm().item() / exact.norm().item() for k, v in found.items()}
     assert away["drawn"] < 3 * noise["drawn"]
     assert away["straight-through"] > 5 * noise["straight-through"]
+    assert away["straight-through mean"] > 5 * noise["straight-through mean"]
     assert away["relaxed"] > 5 * noise["relaxed"]
     slope = {k: torch.cosine_similarity(v.mean(0), exact, dim=0).item() for k, v in found.items()}
     assert min(slope.values()) > 0.5  # they still climb

@@ -18,7 +18,12 @@ from guides.family import FamilyConditional
 from guides.flow import CouplingPosterior
 from guides.gaussian import DiagonalNormal, FullNormal, LowRankNormal, Unconditional
 from guides.mixture import NormalMixture
-from guides.relaxed import RelaxedBernoulliBits, RelaxedOneHotCategoricals
+from guides.relaxed import (
+    MeanPathBernoulliBits,
+    MeanPathOneHotCategoricals,
+    RelaxedBernoulliBits,
+    RelaxedOneHotCategoricals,
+)
 from models import likelihoods
 from models.autoregressive import AutoregressiveLevels
 from models.conditional import Conditional
@@ -109,6 +114,8 @@ CASES = {
     "BernoulliBits": lambda: BernoulliBits((3,), IMAGE, MLP8),
     "OneHotCategoricals": lambda: OneHotCategoricals((3, 4), IMAGE, MLP8),
     "RelaxedBernoulliBits": lambda: RelaxedBernoulliBits((3,), IMAGE, MLP8),
+    "MeanPathBernoulliBits": lambda: MeanPathBernoulliBits((3,), IMAGE, MLP8),
+    "MeanPathOneHotCategoricals": lambda: MeanPathOneHotCategoricals((3, 4), IMAGE, MLP8),
     "RelaxedOneHotCategoricals": lambda: RelaxedOneHotCategoricals((3, 4), IMAGE, MLP8),
     "Waiting": lambda: Waiting((2, 2), (3,), MLP8),
 }
