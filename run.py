@@ -16,9 +16,10 @@ verbs
   resume RUN                    continue a run that was stopped, to the same end
   report RUN                    draw a run's pictures and page again
   study NAME [key=value ...]    answer a question by several runs: study.* options, others as for train
-  list                          every data set, model, prior, likelihood, guide, objective, net, optimizer
+  list                          every data set, model, prior, likelihood, guide, objective, inference, net, optimizer
 
-parts, each chosen by a word (or an import path): data model prior likelihood guide objective encoder decoder optimizer
+parts, each chosen by a word (or an import path): data model prior likelihood guide objective inference encoder decoder
+optimizer; inference=em fits a model by EM instead of by gradient steps
 options of a part are its constructor's parameters: objective.particles=50, encoder.hidden=[300,300]
 others: run.dir seed device threads data.root data.batch_size trainer.* evaluation.* experiment=RECIPE
 
@@ -59,6 +60,7 @@ def _guarded(verb: str, arguments: list[str]) -> int:
 
     with deferred() as pending:  # a library is imported whole or not at all
         from inference import experiment  # noqa: F401
+        from inference.ascent import EMError
         from inference.checkpoint import CheckpointError
         from inference.config import ConfigError
         from inference.data import DataError
@@ -71,7 +73,7 @@ def _guarded(verb: str, arguments: list[str]) -> int:
         return _dispatch(verb, arguments)
     except (ConfigError, DataError, StructureError) as error:
         return _fail(2, str(error))
-    except (CheckpointError, Diverged, GridError) as error:
+    except (CheckpointError, Diverged, EMError, GridError) as error:
         return _fail(1, str(error))
     except BrokenPipeError:  # whoever read our output has had enough of it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

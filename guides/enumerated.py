@@ -77,6 +77,14 @@ class UniformCategorical(Conditional):
         return dist.Categorical(logits=self.zeros.expand(*(batch[0] if batch else ()), -1))
 
 
+class HardPosterior(ExactPosterior):
+    """q(z|x) all on the likeliest state, the E step of hard EM and of K-means; see :class:`ExactPosterior`."""
+
+    def forward(self, *context: Tensor) -> dist.Categorical:
+        logits = super().forward(*context).logits
+        return dist.Categorical(probs=nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype))
+
+
 class FreeCategorical(Conditional):
     """q(z|x_n) with logits of its own for each of N data, in their order: the max-max of EM without a network.
 
@@ -122,6 +130,12 @@ def exact(model: Any) -> Enumerated:
     """q(z|x) = p(z|x), its states summed over: TraceEnum_ELBO is then log p(x), the E step of EM."""
     _states(model)
     return Enumerated(ExactPosterior(model, (), model.event_shape))
+
+
+def hard(model: Any) -> Enumerated:
+    """q(z|x) all on the likeliest state: the E step of hard EM and of K-means."""
+    _states(model)
+    return Enumerated(HardPosterior(model, (), model.event_shape))
 
 
 def amortized(model: Any, context_shape: Sequence[int], net: NetFactory) -> Enumerated:

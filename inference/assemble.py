@@ -33,6 +33,19 @@ class Setup:
     representation: str
     device: torch.device
 
+    @property
+    def seed(self) -> int:
+        """The run's."""
+        return self.config.values.seed
+
+    def build(self, group: str, kind: type | tuple[type, ...], **structure: Any) -> Any:
+        """Build a part of the configuration with the structural arguments that it takes.
+
+        Raises:
+            ConfigError: a value it cannot be built with.
+        """
+        return _build(self.config, group, kind, **structure)
+
     def source(self, split: str) -> Source:
         """One split as this model observes it."""
         batching = self.config.section("batching")
@@ -55,6 +68,7 @@ def assemble(config: Config) -> Setup:
         DataError: data that are missing, damaged or unfit for the likelihood.
     """
     device = find_device(config.values.device)
+    _check_inference(config)
     _check_sizes(config)
     torch.manual_seed(config.values.seed)
     dataset = _dataset(config)
@@ -121,6 +135,12 @@ def _check_sizes(config: Config) -> None:
             raise ConfigError(f"{group}.{name}: {value} is below 1")
 
 
+def _check_inference(config: Config) -> None:
+    for group in ("objective", "optimizer"):
+        if group in config.asked and not _takes(config.factory("inference"), group):
+            raise ConfigError(f"inference={config.words['inference']} has no {group}: leave out {group}=...")
+
+
 def _dataset(config: Config) -> Dataset:
     likelihood = config.words.get("likelihood", "")
     if not likelihood and not _takes(config.factory("model"), "likelihood"):
@@ -138,7 +158,8 @@ def _unused(config: Config) -> list[str]:
     model, guide = config.factory("model"), config.factory("guide")
     own = [group for group in ("prior", "likelihood") if not _takes(model, group)]
     no_decoder = "likelihood" in own or not _takes(config.factory("likelihood"), "net")
-    return [*own, *(["decoder"] if no_decoder else []), *(["encoder"] if not _takes(guide, "net") else [])]
+    idle = [group for group in ("objective", "optimizer") if not _takes(config.factory("inference"), group)]
+    return [*own, *idle, *(["decoder"] if no_decoder else []), *(["encoder"] if not _takes(guide, "net") else [])]
 
 
 def _model(config: Config, dataset: Dataset) -> nn.Module:
@@ -217,7 +238,7 @@ def _objective(config: Config, dataset: Dataset, model: nn.Module, device: torch
     return objective.to(device)
 
 
-def _build(config: Config, group: str, kind: type, **structure: Any) -> Any:
+def _build(config: Config, group: str, kind: type | tuple[type, ...], **structure: Any) -> Any:
     """Build a group's part; what it says of bad values is said of the word that chose it."""
     word = config.words[group]
     try:
@@ -230,7 +251,8 @@ def _build(config: Config, group: str, kind: type, **structure: Any) -> Any:
         raise ConfigError(f"{group}={word}: {one_line(error)}") from error
     if not isinstance(part, kind):
         made = type(part).__name__
-        raise ConfigError(f"{group}={word} made a {made}; accepted: what makes a {kind.__module__}.{kind.__name__}")
+        wanted = " or a ".join(f"{k.__module__}.{k.__name__}" for k in (kind if isinstance(kind, tuple) else (kind,)))
+        raise ConfigError(f"{group}={word} made a {made}; accepted: what makes a {wanted}")
     return part
 
 

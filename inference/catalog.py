@@ -22,11 +22,13 @@ from guides.semi_amortized import SemiAmortized
 from inference import datasets
 from inference.annealing import AnnealedELBO, BetaELBO
 from inference.bounds import CIWAE, MIWAE, PIWAE, Renyi
+from inference.em_trainer import em, variational_em
 from inference.enumeration import TraceEnum
 from inference.free_bits import FreeBits
 from inference.infovae import InfoVAE
 from inference.objectives import ELBO, IWAE
 from inference.quantization import VectorQuantization
+from inference.svi import svi
 from inference.thermodynamic import TVO
 from inference.wake_sleep import WakeSleep
 from models import flow_prior, likelihoods, nets, priors, vamp
@@ -36,6 +38,7 @@ from models.families import FamilyPrior
 from models.gmm import GaussianMixture
 from models.hierarchical import TwoLayerModel
 from models.hmm import HMM
+from models.kmeans import KMeans
 from models.latent import LatentVariableModel
 from models.pixel_decoder import PixelCNNLikelihood
 from models.ppca import PPCA
@@ -143,6 +146,7 @@ CATALOG: dict[str, dict[str, Factory]] = {
         "gmm": GaussianMixture,
         "tabular": TabularVAE,
         "hmm": HMM,
+        "kmeans": KMeans,
     },
     "prior": {
         "standard": priors.StandardNormal,
@@ -191,6 +195,7 @@ CATALOG: dict[str, dict[str, Factory]] = {
         "exact": ExactPosterior,
         "enumerated": enumerated.amortized,
         "enumerated_exact": enumerated.exact,
+        "enumerated_hard": enumerated.hard,
         "enumerated_uniform": enumerated.uniform,
         "summed_out": enumerated.SummedOut,
         "bottom_up": BottomUp,
@@ -217,6 +222,7 @@ CATALOG: dict[str, dict[str, Factory]] = {
         "wake_sleep": WakeSleep,
         "vq": VectorQuantization,
     },
+    "inference": {"svi": svi, "em": em, "variational_em": variational_em},
     "encoder": {"mlp": nets.MLP, "gated": nets.GatedMLP, "conv": nets.ConvEncoder, "linear": nets.Linear},
     "decoder": {"mlp": nets.MLP, "gated": nets.GatedMLP, "conv": nets.ConvDecoder, "linear": nets.Linear},
     "optimizer": {"adam": adam, "adamax": adamax, "adagrad": adagrad, "sgd": sgd},
@@ -228,6 +234,7 @@ DEFAULTS: dict[str, str] = {
     "prior": "standard",
     "guide": "diagonal",
     "objective": "trace_elbo",
+    "inference": "svi",
     "encoder": "mlp",
     "decoder": "mlp",
     "optimizer": "adam",

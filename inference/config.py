@@ -35,6 +35,7 @@ STRUCTURAL: dict[str, tuple[str, ...]] = {
     "decoder": ("in_shape", "out_shape"),
     "optimizer": ("parameters", "lr"),
     "objective": (),
+    "inference": ("setup", "folder", "observers", "guide", "objective", "optimizer"),
 }
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
@@ -122,6 +123,9 @@ def load(arguments: Iterable[str], recipe: Mapping[str, Any] | None = None) -> C
     _data_by_path(flat)
     asked = {key: str(flat.pop(key)) for key in list(flat) if key in CATALOG}
     words = {**DEFAULTS, **asked}
+    if "guide" not in asked and "guide" not in inspect.signature(_find("inference", words["inference"])).parameters:
+        # What trains no guide infers as the model's own E step does.
+        words["guide"] = getattr(_find("model", words["model"]), "e_step_guide", words["guide"])
     values = OmegaConf.structured(Root)
     _add_parts(values, words)
     waits = "likelihood" not in words

@@ -14,7 +14,9 @@ class Progressing(Protocol):
     """What has got so far and has so far to go."""
 
     step: int
-    total_steps: int
+
+    @property
+    def total_steps(self) -> int: ...
 
 
 class Console:
@@ -28,7 +30,8 @@ class Console:
     @contextmanager
     def training(self, words: Mapping[str, str], run: Progressing) -> Iterator[None]:
         """Shows the steps of a training until it ends."""
-        parts = ", ".join(f"{group}={words[group]}" for group in ("data", "model", "guide", "objective"))
+        groups = [group for group in ("data", "model", "guide", "objective", "inference") if group in words]
+        parts = ", ".join(f"{group}={words[group]}" for group in groups)
         print(f"training  {parts}", flush=True)
         if not self.errors.is_terminal:
             yield
@@ -41,7 +44,7 @@ class Console:
     def on_step(self, step: int, total: int) -> None:
         """See :class:`inference.trainer.Observer`."""
         if self.progress:
-            self.progress.update(self.task, completed=step)
+            self.progress.update(self.task, completed=step, total=total)
 
     def on_row(self, row: dict[str, Any]) -> None:
         """See :class:`inference.trainer.Observer`."""

@@ -5,33 +5,21 @@ check that no half step lowers F. K-means and Baum-Welch are this engine on :cla
 :class:`models.hmm.HMM`. Data stay where they are, and chunks bound the memory of an E step.
 """
 
-import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from inference.ascent import ascend
+from inference.ascent import EMError, HalfStep, OnHalfStep, ascend, checked, stands_still
+from inference.checkpoint import prefixed, under
 from models.tractable import DegenerateError, Statistics, check_finite
 
-NUMBERS_PER_CHUNK = 2**22  # that an E step makes at a time: few enough to stay in a cache
+# Numbers that an E step makes at a time: few enough to stay in a processor's cache, enough to fill a GPU.
+NUMBERS_PER_CHUNK = {"cpu": 2**22, "cuda": 2**28}
 VARIANTS = ("exact", "hard", "incremental", "generalized")
-
-
-class EMError(RuntimeError):
-    """EM could not go on; the message says what to try."""
-
-
-class HalfStep(NamedTuple):
-    """What one half step did; in nats per datum (for K-means minus mean squared distances)."""
-
-    iteration: int  # from 1
-    kind: str  # "E" or "M"
-    free_energy: float  # F(q, theta), plus the log-prior of theta per datum where the model has one
-    log_evidence: float | None  # the same of log p(x), or for hard EM of max_z log p(x, z); known after E steps only
 
 
 @dataclass(frozen=True)
@@ -61,12 +49,12 @@ class EMSettings:
 
     def __post_init__(self) -> None:
         if self.variant not in VARIANTS:
-            raise ValueError(f"em.variant must be one of {', '.join(VARIANTS)}, got {self.variant!r}")
+            raise ValueError(f"inference.variant must be one of {', '.join(VARIANTS)}, got {self.variant!r}")
         for name, least in (("iterations", 1), ("restarts", 0), ("blocks", 1), ("inner_steps", 1), ("chunk", 0)):
             if getattr(self, name) < least:
-                raise ValueError(f"em.{name} must be at least {least}, got {getattr(self, name)}")
+                raise ValueError(f"inference.{name} must be at least {least}, got {getattr(self, name)}")
         if not self.tolerance >= 0:
-            raise ValueError(f"em.tolerance must be 0 or above, got {self.tolerance}")
+            raise ValueError(f"inference.tolerance must be 0 or above, got {self.tolerance}")
 
 
 @dataclass(frozen=True)
@@ -88,7 +76,147 @@ class EMResult:
         return self.history[-1].iteration
 
 
-OnHalfStep = Callable[[HalfStep], None]
+class EM:
+    """EM iteration by iteration, all starts after one another, so that a run can be watched, saved and continued.
+
+    Args:
+        model: an :class:`models.tractable.EMModel` that is a module; its ``log_prior()`` counts if it has one.
+        x: data ``(N, *event_shape)``, on the model's device.
+        settings: how.
+        on_half_step: called after every half step.
+
+    Attributes:
+        ends: where each finished start ended, F per datum; None for one that failed.
+        iteration: of the current start, 0 before its first.
+        best_start: which of the finished starts was the best, whose parameters the model has in the end.
+        converged: whether that one met the tolerance.
+        passes: E steps of a datum, over the number of data.
+    """
+
+    def __init__(
+        self, model: Any, x: Tensor, settings: EMSettings = EMSettings(), on_half_step: OnHalfStep | None = None
+    ) -> None:
+        check_finite(x)
+        self.model, self.x, self.settings, self.on_half_step = model, x, settings, on_half_step
+        self.generator = torch.Generator(x.device).manual_seed(self.settings.seed)
+        self.starts = max(self.settings.restarts, 1)
+        self.ends: list[float | None] = []
+        self.iteration, self.passes = 0, 0.0
+        self.best_start, self.converged = -1, False
+        self._best: dict[str, Tensor] = {}
+        self._parts: list[Statistics] = []  # of the incremental variant's blocks
+        self._last: HalfStep | None = None
+        self._sweep = self._incremental if self.settings.variant == "incremental" else self._batch
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last start is over."""
+        return len(self.ends) == self.starts
+
+    @property
+    def remaining(self) -> int:
+        """Iterations still to come at most."""
+        return (self.starts - len(self.ends)) * self.settings.iterations - self.iteration
+
+    def step(self) -> list[HalfStep]:
+        """One iteration of the current start; returns its half steps, the last before it failed if it does.
+
+        Raises:
+            EMError: every start came to a degenerate model, or a half step lowered F.
+        """
+        before = self._last
+        steps: list[HalfStep] = []
+        try:
+            if self.iteration == 0 and self.settings.restarts:
+                self.model.initialize(self.x, self.generator)
+            self.iteration += 1
+            for kind, bound, log_evidence in self._sweep():
+                steps.append(self._watched(kind, bound, log_evidence))
+        except DegenerateError as error:
+            self._end(None, False, error)
+            return steps
+        still = before is not None and stands_still(before, steps[-1], self.settings.tolerance)
+        if still or self.iteration == self.settings.iterations:
+            self._end(steps[-1].free_energy, still)
+        return steps
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What the coming iterations depend on, besides the model: tensors, and what JSON holds."""
+        tensors = {"generator": self.generator.get_state(), **prefixed("best", self._best)}
+        for place, part in enumerate(self._parts):
+            tensors |= prefixed(f"part{place}", part)
+        names = ("ends", "iteration", "passes", "best_start", "converged")
+        return tensors, {**{name: getattr(self, name) for name in names}, "last": self._last}
+
+    def load_state(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Undo :meth:`state`."""
+        for name in ("ends", "iteration", "passes", "best_start", "converged"):
+            setattr(self, name, state[name])
+        self._last = None if state["last"] is None else HalfStep(*state["last"])
+        self.generator.set_state(tensors["generator"].cpu())
+        device = self.x.device
+        self._best = {name: tensor.to(device) for name, tensor in under("best", tensors).items()}
+        places = sorted({int(name.partition(".")[0][4:]) for name in tensors if name.startswith("part")})
+        parts = [under(f"part{place}", tensors) for place in places]
+        self._parts = [{name: tensor.to(device) for name, tensor in part.items()} for part in parts]
+
+    def _watched(self, kind: str, bound: Tensor, log_evidence: Tensor | None) -> HalfStep:
+        size = self.x.shape[0]
+        known = None if log_evidence is None else float(log_evidence) / size
+        step = HalfStep(self.iteration, kind, float(bound) / size, known)
+        self._last = checked(step, self._last, self.x.dtype)
+        if self.on_half_step is not None:
+            self.on_half_step(step)
+        return step
+
+    def _end(self, free_energy: float | None, converged: bool, failure: DegenerateError | None = None) -> None:
+        """The current start is over; after the last one the model is the best."""
+        self.ends.append(free_energy)
+        best = self.ends[self.best_start] if self.best_start >= 0 else None
+        if free_energy is not None and (best is None or free_energy > best):
+            self.best_start, self.converged = len(self.ends) - 1, converged
+            self._best = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        self.iteration, self._last, self._parts = 0, None, []
+        if self.finished and self.best_start < 0:
+            raise EMError(f"EM failed in all of {self.starts} starts; the last: {failure}") from failure
+        if self.finished:
+            self.model.load_state_dict(self._best)
+
+    def _expect(self, x: Tensor, hard: bool = False) -> tuple[Statistics, Tensor]:
+        self.passes += x.shape[0] / self.x.shape[0]
+        return e_step(self.model, x, hard, self.settings.chunk)
+
+    def _batch(self) -> "Bounds":
+        """E of all data, then M."""
+        statistics, log_evidence = self._expect(self.x, self.settings.variant == "hard")
+        with torch.no_grad():
+            yield "E", log_evidence + _log_prior(self.model, log_evidence), log_evidence
+        if self.settings.variant == "generalized":
+            climbed = lambda: penalized_log_joint(self.model, statistics)  # noqa: E731
+            ascend(self.model.parameters(), climbed, self.settings.inner_steps)
+        else:
+            self.model.m_step(statistics)
+        with torch.no_grad():
+            yield "M", free_energy(self.model, statistics), None
+
+    def _incremental(self) -> "Bounds":
+        """E of one block, then M with the statistics of all; the first E is of all, so that every q is a posterior."""
+        blocks = self.x.chunk(min(self.settings.blocks, self.x.shape[0]))
+        fresh = not self._parts
+        if fresh:
+            self._parts = [self._expect(block)[0] for block in blocks]
+        for place, block in enumerate(blocks):
+            if place or not fresh:
+                self._parts[place] = self._expect(block)[0]
+            total = reduce(_added, self._parts)  # summed anew: differences of sums would drift
+            with torch.no_grad():
+                yield "E", free_energy(self.model, total), None
+            self.model.m_step(total)
+            with torch.no_grad():
+                yield "M", free_energy(self.model, total), None
+
+
+Bounds = Iterator[tuple[str, Tensor, Tensor | None]]
 
 
 def fit(model: Any, x: Tensor, settings: EMSettings = EMSettings(), on_half_step: OnHalfStep | None = None) -> EMResult:
@@ -104,33 +232,23 @@ def fit(model: Any, x: Tensor, settings: EMSettings = EMSettings(), on_half_step
         ValueError: no data, or data that are not finite.
         EMError: every restart came to a degenerate model, or a half step lowered F.
     """
-    check_finite(x)
-    best: tuple[EMResult, dict[str, Tensor]] | None = None
-    ends: list[float | None] = []
-    failure: DegenerateError | None = None
-    generator = torch.Generator(x.device).manual_seed(settings.seed)
-    for _ in range(max(settings.restarts, 1)):
-        try:
-            if settings.restarts:
-                model.initialize(x, generator)
-            result = _run(model, x, settings, on_half_step)
-        except DegenerateError as error:
-            failure = error
-            ends.append(None)
-            continue
-        ends.append(result.free_energy)
-        if best is None or result.free_energy > best[0].free_energy:
-            best = result, copy.deepcopy(model.state_dict())
-    if best is None:
-        raise EMError(f"EM failed in all of {len(ends)} starts; the last: {failure}") from failure
-    model.load_state_dict(best[1])
-    return EMResult(best[0].history, best[0].converged, tuple(ends))
+    em = EM(model, x, settings, on_half_step)
+    history: list[HalfStep] = []
+    best: list[HalfStep] = []
+    while not em.finished:
+        start = len(em.ends)
+        history += em.step()
+        if len(em.ends) > start:
+            best = history if em.best_start == start else best
+            history = []
+    return EMResult(tuple(best), em.converged, tuple(em.ends))
 
 
 def e_step(model: Any, x: Tensor, hard: bool = False, chunk: int = 0) -> tuple[Statistics, Tensor]:
     """Statistics and log p(x) of all data, chunk by chunk; both summed, the latter in nats ``()``."""
     if not chunk:
-        chunk = max(1, NUMBERS_PER_CHUNK // getattr(model, "numbers_per_datum", 8 * x[0].numel()))
+        numbers = getattr(model, "numbers_per_datum", 8 * x[0].numel())
+        chunk = max(1, NUMBERS_PER_CHUNK[x.device.type] // numbers)
     total: Statistics | None = None
     log_evidence = torch.zeros((), dtype=torch.float64, device=x.device)
     for some in x.split(chunk):
@@ -149,78 +267,6 @@ def free_energy(model: Any, statistics: Statistics) -> Tensor:
 def penalized_log_joint(model: Any, statistics: Statistics) -> Tensor:
     """Q(theta), what an M step maximizes: E_q log p(x, z) and theta's log-prior, nats summed over the data."""
     return model.expected_log_joint(statistics) + _log_prior(model, statistics["entropy"])
-
-
-def _run(model: Any, x: Tensor, settings: EMSettings, on_half_step: OnHalfStep | None) -> EMResult:
-    """One run from where the model is."""
-    history: list[HalfStep] = []
-    runner = _incremental if settings.variant == "incremental" else _batch
-    size = x.shape[0]
-    slack = 1e3 * torch.finfo(x.dtype).eps
-    before = -torch.inf
-    for iteration in range(1, settings.iterations + 1):
-        for kind, bound, log_evidence in runner(model, x, settings, history):
-            step = HalfStep(iteration, kind, bound / size, None if log_evidence is None else log_evidence / size)
-            _check(step, history, slack)
-            history.append(step)
-            if on_half_step is not None:
-                on_half_step(step)
-        after = history[-1].free_energy
-        if after - before <= max(settings.tolerance, 4 * torch.finfo(torch.float64).eps * abs(after)):
-            return EMResult(tuple(history), True, ())
-        before = after
-    return EMResult(tuple(history), False, ())
-
-
-def _check(step: HalfStep, history: Sequence[HalfStep], slack: float) -> None:
-    """No half step lowers F: the theorem that tells a bug, or a precision too low, from a slow start."""
-    if not abs(step.free_energy) < float("inf"):
-        raise EMError(
-            f"F is {step.free_energy} after the {step.kind} step of iteration {step.iteration}; standardize x"
-        )
-    if history and step.free_energy < history[-1].free_energy - slack * (1 + abs(history[-1].free_energy)):
-        raise EMError(
-            f"the {step.kind} step of iteration {step.iteration} lowered F from {history[-1].free_energy:.12g} to "
-            f"{step.free_energy:.12g} per datum: e_step and m_step are not of one model, or too little precision is "
-            "left; try float64 or standardized data"
-        )
-
-
-Bounds = Iterable[tuple[str, float, float | None]]
-
-
-def _batch(model: Any, x: Tensor, settings: EMSettings, history: Sequence[HalfStep]) -> Bounds:
-    """E of all data, then M."""
-    statistics, log_evidence = e_step(model, x, settings.variant == "hard", settings.chunk)
-    with torch.no_grad():
-        yield "E", float(log_evidence + _log_prior(model, log_evidence)), float(log_evidence)
-    _maximize(model, statistics, settings)
-    with torch.no_grad():
-        yield "M", float(free_energy(model, statistics)), None
-
-
-def _maximize(model: Any, statistics: Statistics, settings: EMSettings) -> None:
-    if settings.variant == "generalized":
-        ascend(model.parameters(), lambda: penalized_log_joint(model, statistics), settings.inner_steps)
-    else:
-        model.m_step(statistics)
-
-
-def _incremental(model: Any, x: Tensor, settings: EMSettings, history: Sequence[HalfStep]) -> Bounds:
-    """E of one block, then M with the statistics of all; the first E is of all, so that every q is a posterior."""
-    blocks = x.chunk(min(settings.blocks, x.shape[0]))
-    parts = [e_step(model, block, chunk=settings.chunk)[0] for block in blocks]
-    total = reduce(_added, parts)
-    for place in range(len(blocks)):
-        if place:
-            fresh, _ = e_step(model, blocks[place], chunk=settings.chunk)
-            parts[place] = fresh
-            total = reduce(_added, parts)  # summed anew: differences of sums would drift
-        with torch.no_grad():
-            yield "E", float(free_energy(model, total)), None
-        model.m_step(total)
-        with torch.no_grad():
-            yield "M", float(free_energy(model, total)), None
 
 
 def _log_prior(model: Any, like: Tensor) -> Tensor:

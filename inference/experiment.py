@@ -17,18 +17,14 @@ from inference.assemble import Setup, assemble, start_from_data
 from inference.checkpoint import CheckpointError, write_atomically
 from inference.config import Config, ConfigError, load, read_recipe
 from inference.console import Console
-from inference.data import Batches
-from inference.engine import SVI, SharedOptimizer
-from inference.evaluate import evaluate, evaluating, evidence_table, held_out, validation_scores
+from inference.em_trainer import EMTrainer
+from inference.evaluate import evaluate, evaluating, evidence_table, held_out
 from inference.export import import_arviz, write_posterior
-from inference.failures import one_line
 from inference.log import read_rows
 from inference.particles import generate
 from inference.rundir import choose_folder, expect_run, locked, make_folder, read_summary, refuse_used, resumable
 from inference.signals import Pending, deferred
-from inference.trainer import Trainer, load_programs
-
-VALIDATION_DATA = 1000  # validation data scored along the training
+from inference.trainer import Trainer
 
 
 def train(config: Config, console: Console) -> Path:
@@ -127,16 +123,18 @@ def sample(folder: Path, count: int, arguments: list[str]) -> Path:
     return folder / "samples.npz"
 
 
-def _fit_and_finish(setup: Setup, folder: Path, trainer: Trainer, console: Console) -> None:
+def _fit_and_finish(setup: Setup, folder: Path, trainer: Trainer | EMTrainer, console: Console) -> None:
     with console.training(setup.config.words, trainer):
         trainer.fit()
+    if note := trainer.note():
+        console.say(note)
     _finish(setup, folder, trainer, console)
 
 
-def _is_finished(folder: Path, trainer: Trainer) -> bool:
+def _is_finished(folder: Path, trainer: Trainer | EMTrainer) -> bool:
     """Whether summary, draws and page are there, in the order in which a run writes them, of its last step."""
     files = [folder / name for name in ("summary.json", "posterior.nc", "report.html")]
-    if trainer.step < trainer.total_steps or not all(file.is_file() for file in files):
+    if not trainer.finished or not all(file.is_file() for file in files):
         return False
     times = [file.stat().st_mtime_ns for file in files]
     try:
@@ -145,37 +143,20 @@ def _is_finished(folder: Path, trainer: Trainer) -> bool:
         return False
 
 
-def _trainer(setup: Setup, folder: Path, console: Console | None) -> Trainer:
-    settings = setup.config.section("trainer")
-    seed = setup.config.values.seed
-    parts = [setup.model, setup.guide, setup.objective]
-    programs = torch.nn.ModuleList(p for p in parts if isinstance(p, torch.nn.Module))  # shared parameters count once
-    factory, clip = setup.config.factory("optimizer"), settings.gradient_clip or None
-    try:
-        optimizer = SharedOptimizer(programs.parameters(), factory, settings.learning_rate, clip)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"optimizer={setup.config.words['optimizer']}: {one_line(error)}") from None
-    batches = Batches(setup.source("train"), setup.config.section("batching").batch_size, seed)
-    valid, _ = held_out(setup.source("valid"), VALIDATION_DATA, seed)
-    return Trainer(
-        _engine(setup, optimizer, settings.engine, batches.batch_size),
-        batches,
-        settings,
-        folder,
-        lambda: validation_scores(setup.model, setup.guide, valid, seed, settings.surgery_data, settings.gap_particles),
-        (console,) if console else (),
+def _trainer(setup: Setup, folder: Path, console: Console | None) -> Trainer | EMTrainer:
+    return setup.build(
+        "inference",
+        (Trainer, EMTrainer),
+        setup=setup,
+        folder=folder,
+        observers=(console,) if console else (),
+        guide=setup.guide,
+        objective=setup.objective,
+        optimizer=lambda parameters, lr: setup.build("optimizer", torch.optim.Optimizer, parameters=parameters, lr=lr),
     )
 
 
-def _engine(setup: Setup, optimizer: SharedOptimizer, engine: str, batch_size: int) -> SVI:
-    if engine == "eager":
-        return SVI(setup.model, setup.guide, optimizer, setup.objective)
-    from inference.compiled import CompiledSVI
-
-    return CompiledSVI(setup.model, setup.guide, optimizer, setup.objective, batch_size=batch_size)
-
-
-def _finish(setup: Setup, folder: Path, trainer: Trainer, console: Console) -> dict[str, Any]:
+def _finish(setup: Setup, folder: Path, trainer: Trainer | EMTrainer, console: Console) -> dict[str, Any]:
     """Everything after the last step: numbers, posterior draws, pictures, page."""
     config, dataset = setup.config, setup.dataset
     settings, seed = config.section("evaluation"), config.values.seed
@@ -186,7 +167,7 @@ def _finish(setup: Setup, folder: Path, trainer: Trainer, console: Console) -> d
         with console.stage("scoring held-out data") as progress:
             watch = _interruptible(progress, pending)
             numbers, evidence = evaluate(setup.model, setup.guide, x, settings, seed, log_levels, watch)
-        summary = {**numbers, **_about_training(trainer), **_about_setup(setup)}
+        summary = {**numbers, **trainer.summary(), **_about_setup(setup)}
         write_atomically(folder / "evidence.csv", evidence_table(index, evidence).to_csv())
         write_atomically(folder / "summary.json", json.dumps(_jsonable(summary), indent=1) + "\n")
         pending.deliver()
@@ -215,16 +196,6 @@ def _write_report(setup: Setup, folder: Path, summary: dict[str, Any]) -> Path:
     pictures = draw(gallery(setup), read_rows(folder / "metrics.jsonl"), folder / "figures", active_threshold=None)
     config_yaml = (folder / "config.yaml").read_text()
     return write_report(folder, summary, config_yaml, setup.dataset.description, pictures)
-
-
-def _about_training(trainer: Trainer) -> dict[str, Any]:
-    return {
-        "train/steps": trainer.step,
-        "train/epochs": round(trainer.step / len(trainer.batches), 4),
-        "train/seconds": round(trainer.seconds, 3),
-        "train/steps_per_second": round(trainer.step / trainer.seconds, 3) if trainer.seconds else None,
-        "train/parameters": sum(parameter.numel() for parameter in trainer.svi.optim.parameters),
-    }
 
 
 def _about_setup(setup: Setup) -> dict[str, Any]:
@@ -263,13 +234,12 @@ def _reopen(folder: Path, arguments: list[str] | None = None) -> Setup:
     return assemble(config)
 
 
-def _trained(folder: Path, arguments: list[str]) -> tuple[Setup, Trainer]:
+def _trained(folder: Path, arguments: list[str]) -> tuple[Setup, Trainer | EMTrainer]:
     """A run's parts with the parameters of its checkpoint."""
     setup = _reopen(folder, arguments)
     trainer = _trainer(setup, folder, None)
     tensors, state = checkpoint.load(folder / "checkpoint")
-    load_programs(tensors, trainer.programs)
-    trainer.step, trainer.seconds = state["step"], state["seconds"]
+    trainer.recall(tensors, state)
     return setup, trainer
 
 

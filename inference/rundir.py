@@ -17,7 +17,8 @@ from inference.signals import Interrupted, how_to_resume
 def choose_folder(config: Config) -> Path:
     """``run.dir``, or a new name under ``runs/``; nothing is made yet."""
     asked = config.values.run.dir
-    words = f"{config.words['data']}-{config.words['guide']}-{config.words['objective']}".replace(".", "-")
+    groups = ("guide", "objective") if config.words["inference"] == "svi" else ("model", "inference")
+    words = "-".join(config.words[group] for group in ("data", *groups)).replace(".", "-")
     if not asked:
         return Path("runs") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{words}"
     refuse_used(Path(asked))

@@ -73,6 +73,11 @@ class Trainer:
         self._schedule = SCHEDULES[settings.schedule]
 
     @property
+    def finished(self) -> bool:
+        """Whether the last step was taken."""
+        return self.step >= self.total_steps
+
+    @property
     def programs(self) -> dict[str, nn.Module]:
         """Whatever holds parameters or state, by name: model, guide, and an objective of ours."""
         programs = {"model": self.svi.model, "guide": self.svi.guide, "objective": self.svi.objective}
@@ -197,6 +202,25 @@ class Trainer:
         self.window[:size] = tensors["window"][:size]
         self.step, self.seconds = state["step"], state["seconds"]
         checkpoint.set_rng_state(checkpoint.under("rng", tensors))
+
+    def recall(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Take over what a checkpoint's run has come to, without going on."""
+        load_programs(tensors, self.programs)
+        self.step, self.seconds = state["step"], state["seconds"]
+
+    def summary(self) -> dict[str, Any]:
+        """What there is to say of the training, for ``summary.json``."""
+        return {
+            "train/steps": self.step,
+            "train/epochs": round(self.step / len(self.batches), 4),
+            "train/seconds": round(self.seconds, 3),
+            "train/steps_per_second": round(self.step / self.seconds, 3) if self.seconds else None,
+            "train/parameters": sum(parameter.numel() for parameter in self.svi.optim.parameters),
+        }
+
+    def note(self) -> str:
+        """How it ended, in a line; nothing where the rows of the log say it."""
+        return ""
 
     def _check_origin(self, state: dict[str, Any]) -> None:
         """Refuse a checkpoint that this configuration cannot have written: to go on from it would say nothing."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import pyro
 import pyro.distributions as dist
@@ -30,6 +31,8 @@ class HMM(PyroModule):
         emission: gaussian (a mean and a standard deviation per state and entry) or categorical.
         symbols: number of symbols 0, ..., symbols - 1 of categorical emissions.
     """
+
+    e_step_guide: ClassVar[str] = "summed_out"
 
     def __init__(
         self, event_shape: Sequence[int], states: int = 3, emission: str = "gaussian", symbols: int = 0

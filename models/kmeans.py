@@ -1,6 +1,8 @@
 """K-means: an autoencoder whose code is one of K words, and a generator that draws words."""
 
+import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import pyro
 import pyro.distributions as dist
@@ -15,14 +17,18 @@ from models.tractable import Statistics, check_finite, spread_rows
 class KMeans(PyroModule):
     """K codewords; each datum is coded by the nearest (Lloyd 1982).
 
-    The limit of hard EM in a mixture of equal spherical Gaussians as their scale goes to 0. Its log p(x) in
-    :meth:`e_step` is minus the squared distance, in squared units of the data: what EM raises there is minus the
-    inertia. As a generator it is z ~ U{0, ..., K-1}, x = codeword z.
+    Hard EM in a mixture of K equally likely spherical Gaussians of one scale, z ~ U{0, ..., K-1} and
+    x ~ N(codeword z, scale^2 I). The scale makes no difference to the codes and is fitted after them. What EM raises is
+    minus the inertia: log p(x) in :meth:`e_step` is minus the squared distance, in squared units of the data. As a
+    generator it is :meth:`sample`, which draws codewords, the means of p(x|z).
 
     Args:
         event_shape: shape of one datum, D numbers.
         codewords: how many, K.
     """
+
+    e_step_guide: ClassVar[str] = "enumerated_hard"
+    scale: Tensor
 
     def __init__(self, event_shape: Sequence[int], codewords: int = 64) -> None:
         super().__init__()
@@ -30,6 +36,7 @@ class KMeans(PyroModule):
             raise ValueError(f"a codebook has at least one word, got {codewords}")
         self.event_shape, self.num_states = torch.Size(event_shape), codewords
         self.codebook = nn.Parameter(torch.randn(codewords, self.event_shape.numel()))
+        self.register_buffer("scale", torch.ones(()))
 
     @property
     def numbers_per_datum(self) -> int:
@@ -37,12 +44,27 @@ class KMeans(PyroModule):
         return 2 * self.num_states
 
     def forward(self, x: Tensor) -> Tensor:
-        """The generator as a Pyro program, for :func:`pyro.poutine.uncondition`; returns the codes, ``(..., N)``."""
+        """Run the program on data ``(N, *event_shape)``; returns the codes, ``(..., N)``."""
         logits = self.codebook.new_zeros(self.num_states)
         with pyro.plate("data", x.shape[0], dim=-1):
             z = pyro.sample("z", dist.Categorical(logits=logits))
-            pyro.sample("x", dist.Delta(self.decode(z), event_dim=len(self.event_shape)), obs=x)
+            pyro.sample("x", dist.Normal(self.decode(z), self.scale).to_event(len(self.event_shape)), obs=x)
         return z
+
+    def log_joint(self, x: Tensor) -> Tensor:
+        """log p(x, z) for every code, ``(N, *event_shape) -> (N, K)`` nats."""
+        x = self._flat(x)
+        squares = x.square().sum(1, keepdim=True) + 2 * self._scores(x)
+        normalizer = x.shape[1] * (self.scale.log() + 0.5 * math.log(2 * math.pi)) + math.log(self.num_states)
+        return -0.5 * squares / self.scale.square() - normalizer
+
+    def log_evidence(self, x: Tensor) -> Tensor:
+        """log p(x) in nats, ``(N,)``."""
+        return self.log_joint(x).logsumexp(1)
+
+    def posterior(self, x: Tensor) -> dist.Categorical:
+        """p(z|x), batch shape ``(N,)``; its mode is the code of :meth:`encode`."""
+        return dist.Categorical(logits=self.log_joint(x))
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
@@ -98,6 +120,8 @@ class KMeans(PyroModule):
         count = statistics["count"].unsqueeze(1)
         means = statistics["first"] / count.clamp(min=1)
         self.codebook.copy_(torch.where(count > 0, means, self.codebook.double()))
+        variance = -self.expected_log_joint(statistics) / (count.sum() * self.codebook.shape[1])
+        self.scale.copy_(variance.clamp(min=torch.finfo(self.scale.dtype).eps ** 2).sqrt())
 
     @torch.no_grad()
     def initialize(self, x: Tensor, generator: torch.Generator | None = None) -> None:

@@ -1,6 +1,7 @@
 """Finite mixtures: one categorical latent per datum, summed out exactly."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import pyro
 import pyro.distributions as dist
@@ -23,6 +24,8 @@ class FiniteMixture(PyroModule):
         event_shape: shape of one datum; components see it flattened to D numbers.
         states: number of components, K.
     """
+
+    e_step_guide: ClassVar[str] = "enumerated_exact"
 
     def __init__(self, event_shape: Sequence[int], states: int) -> None:
         super().__init__()

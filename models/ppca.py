@@ -1,7 +1,8 @@
 """Probabilistic PCA: the linear-Gaussian latent-variable model, in which everything has a closed form."""
 
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import pyro.distributions as dist
 import torch
@@ -11,6 +12,7 @@ from models.latent import LatentVariableModel
 from models.likelihoods import LearnedGaussian
 from models.nets import Linear, batch_shape
 from models.priors import StandardNormal
+from models.tractable import DegenerateError, Statistics, check_finite
 
 
 class LinearGaussian(LearnedGaussian):
@@ -53,7 +55,7 @@ def maximum_likelihood(x: Tensor, latent_dim: int) -> PPCASolution:
     one returned has orthogonal columns, from the largest eigenvalue on.
 
     Raises:
-        ValueError: where no noise remains: unless ``latent_dim`` is below the rank of the centred data.
+        DegenerateError: where no noise remains: unless ``latent_dim`` is below the rank of the centred data.
     """
     size, total = x.shape
     loc = x.mean(0)
@@ -62,7 +64,7 @@ def maximum_likelihood(x: Tensor, latent_dim: int) -> PPCASolution:
     eigenvalues, eigenvectors = eigenvalues.flip(-1), eigenvectors.flip(-1)
     variance = eigenvalues[latent_dim:].clamp(min=0).sum() / max(total - latent_dim, 1)
     if not variance > total * torch.finfo(x.dtype).eps * eigenvalues[0]:
-        raise ValueError(
+        raise DegenerateError(
             f"latent_dim must be below the rank of the data, or no noise is left: got latent_dim {latent_dim} for "
             f"{size} data of {total} entries"
         )
@@ -117,10 +119,14 @@ class PPCA(LatentVariableModel):
         latent_dim: number of latents, Q.
     """
 
+    e_step_guide: ClassVar[str] = "exact"
     likelihood: LinearGaussian
+    shift: Tensor
 
     def __init__(self, event_shape: Sequence[int], latent_dim: int = 2) -> None:
         super().__init__(StandardNormal((latent_dim,)), LinearGaussian(event_shape, (latent_dim,)))
+        # Moments are taken about this point: near the data, so that variances do not cancel.
+        self.register_buffer("shift", torch.zeros(self.likelihood.event_shape.numel()))
 
     def _flat(self, x: Tensor) -> Tensor:
         event_shape = self.likelihood.event_shape
@@ -145,11 +151,101 @@ class PPCA(LatentVariableModel):
 
         Takes data of shape ``(N, *event_shape)``; the batch shape is ``(N,)``.
         """
-        p = self.likelihood
-        identity = torch.eye(p.weight.shape[1], dtype=p.weight.dtype, device=p.weight.device)
-        root = _root_of_inverse(p.weight.T @ p.weight + p.scale.square() * identity)
+        p, root = self.likelihood, self._posterior_root()
         loc = (self._flat(x) - p.loc) @ p.weight @ (root @ root.T)
         return dist.MultivariateNormal(loc, scale_tril=p.scale * root)
+
+    def _posterior_root(self) -> Tensor:
+        """The lower triangular L with ``L L^T`` = M^-1, ``(Q, Q)``."""
+        p = self.likelihood
+        identity = torch.eye(p.weight.shape[1], dtype=p.weight.dtype, device=p.weight.device)
+        return _root_of_inverse(p.weight.T @ p.weight + p.scale.square() * identity)
+
+    # --- EM (Tipping and Bishop 1999, appendix B) --------------------------------------------------------------------
+
+    @property
+    def numbers_per_datum(self) -> int:
+        """About how many numbers an E step makes for each datum."""
+        return 2 * sum(self.likelihood.weight.shape)
+
+    @torch.no_grad()
+    def e_step(self, x: Tensor, hard: bool = False) -> tuple[Statistics, Tensor]:
+        """See :class:`models.tractable.EMModel`; moments of (z, 1) with itself and with x, about :attr:`shift`."""
+        x, p, root = self._flat(x), self.likelihood, self._posterior_root()
+        centred = x - p.loc
+        z = centred @ p.weight @ (root @ root.T)
+        size, width = z.shape
+        covariance = torch.zeros_like(root) if hard else p.scale.square() * root @ root.T
+        ones = torch.cat([z, z.new_ones(size, 1)], 1)  # (N, Q + 1)
+        around = x - self.shift
+        own = ones.T.double() @ ones.double()
+        own[:width, :width] += size * covariance.double()
+        # log det(2 pi e covariance) / 2 for each datum
+        each = (p.scale * root).diagonal().log().sum() + 0.5 * width * (1 + math.log(2 * math.pi))
+        statistics = {
+            "own": own,
+            "cross": (ones.T @ around).double(),
+            "square": around.square().sum(1).double().sum(),
+            "entropy": (torch.zeros_like(each) if hard else size * each).double(),
+        }
+        return statistics, self._log_mode(centred, z) if hard else self.log_evidence(x.unflatten(1, p.event_shape))
+
+    def _log_mode(self, centred: Tensor, z: Tensor) -> Tensor:
+        """log p(x, z), ``(N,)`` nats, of data less mu."""
+        p = self.likelihood
+        standard = (centred - z @ p.weight.T) / p.scale
+        size = z.shape[1] + centred.shape[1]
+        squares = standard.square().sum(1) + z.square().sum(1)
+        return -0.5 * (squares + size * math.log(2 * math.pi)) - centred.shape[1] * p.log_scale
+
+    def expected_log_joint(self, statistics: Statistics) -> Tensor:
+        """See :class:`models.tractable.EMModel`."""
+        p, own = self.likelihood, statistics["own"]
+        count, (size, width) = own[-1, -1], p.weight.shape
+        affine = torch.cat([p.weight, (p.loc - self.shift).unsqueeze(1)], 1).double().T  # (Q + 1, D)
+        residual = statistics["square"] - 2 * (affine * statistics["cross"]).sum() + (affine * (own @ affine)).sum()
+        log_scale = p.log_scale.double()
+        fit = -0.5 * residual * (-2 * log_scale).exp() - count * size * (log_scale + 0.5 * math.log(2 * math.pi))
+        return (fit - 0.5 * own.diagonal()[:-1].sum() - 0.5 * count * width * math.log(2 * math.pi)).squeeze()
+
+    @torch.no_grad()
+    def m_step(self, statistics: Statistics) -> None:
+        """The regression of x on the latents, and its residual; see :class:`models.tractable.EMModel`.
+
+        Raises:
+            DegenerateError: the regression leaves no residual, or the latents do not vary.
+        """
+        p, own, cross = self.likelihood, statistics["own"], statistics["cross"]
+        size, width = p.weight.shape
+        affine, failed = torch.linalg.solve_ex(own, cross)  # (Q + 1, D)
+        variance = (statistics["square"] - (affine * cross).sum()) / (own[-1, -1] * size)
+        noise = 10 * torch.finfo(p.weight.dtype).eps * statistics["square"] / (own[-1, -1] * size)
+        if not bool((variance > noise) & (failed == 0)):
+            raise DegenerateError(
+                f"no noise is left around the {width} latents: the {float(own[-1, -1]):.0f} data lie in a space of so "
+                "few dimensions; try a smaller model.latent_dim, or leave out columns that repeat others"
+            )
+        p.weight.copy_(affine[:-1].T)
+        p.loc.copy_(affine[-1] + self.shift)
+        p.log_scale.copy_(variance.log() / 2)
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, generator: torch.Generator | None = None) -> None:
+        """The data's mean, and as much of their variance in random directions as in the noise.
+
+        Raises:
+            DegenerateError: data in a space of no more dimensions than there are latents.
+        """
+        check_finite(x)
+        p, x = self.likelihood, self._flat(x)
+        maximum_likelihood(x, p.weight.shape[1])  # says whether there is one
+        mean = x.mean(0)
+        variance = (x - mean).square().mean()
+        noise = torch.randn(p.weight.shape, generator=generator, device=x.device, dtype=x.dtype)
+        p.weight.copy_(noise * (variance / (2 * noise.shape[1])).sqrt())
+        p.loc.copy_(mean)
+        self.shift.copy_(mean)
+        p.log_scale.copy_((variance / 2).log() / 2)
 
     def maximum_likelihood(self, x: Tensor) -> PPCASolution:
         """Set the parameters to the likeliest for data ``(N, *event_shape)``, and return them; see the function."""

@@ -1,6 +1,6 @@
 """What expectation maximization asks of a model, and the error of data that leave its maximum undefined."""
 
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -20,7 +20,12 @@ class EMModel(Protocol):
     ``statistics`` contain ``entropy``, the sum over the data of H(q), so that the free energy of Neal and Hinton (1998,
     equation 5), F(q, theta) = E_q log p(x, z; theta) + H(q), is ``expected_log_joint(statistics)
     + statistics["entropy"]``, in nats summed over the data, and costs no pass over them.
+
+    Attributes:
+        e_step_guide: the word of the guide that is its E step.
     """
+
+    e_step_guide: ClassVar[str]
 
     def e_step(self, x: Tensor, hard: bool = False) -> tuple[Statistics, Tensor]:
         """Statistics of data ``(N, *event_shape)`` under their posterior, and log p(x), ``(N,)`` nats.

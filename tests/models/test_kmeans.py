@@ -106,7 +106,7 @@ def test_it_is_an_autoencoder():
 def test_it_is_a_generator_of_codewords():
     model = KMeans((1, 2, 3), 7)
     torch.manual_seed(3)
-    for x in (model.sample(10_000), generate(model, torch.zeros(10_000, 1, 2, 3))[2].detach()):
+    for x in (model.sample(10_000), generate(model, torch.zeros(10_000, 1, 2, 3))[1].mean.detach()):
         same = (x.flatten(1).unsqueeze(1) == model.codebook.detach()).all(2)
         assert torch.equal(same.sum(1), torch.ones(10_000, dtype=torch.int64))
         counts = same.sum(0).numpy()
@@ -114,7 +114,7 @@ def test_it_is_a_generator_of_codewords():
         skewed = counts + np.array([300, -300, 0, 0, 0, 0, 0])
         assert chisquare(skewed).pvalue < 1e-3
     trace = poutine.trace(poutine.uncondition(model)).get_trace(torch.zeros(4, 1, 2, 3))
-    assert torch.equal(model.encode(trace.nodes["x"]["value"]), trace.nodes["z"]["value"])
+    assert torch.equal(model.encode(trace.nodes["x"]["fn"].mean), trace.nodes["z"]["value"])
 
 
 def test_a_word_without_data_stays():

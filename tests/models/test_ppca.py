@@ -10,8 +10,10 @@ from sklearn.decomposition import PCA
 
 from guides.amortized import Amortized
 from guides.exact import ExactPosterior
+from inference.em import EMError, EMSettings, fit
 from models.likelihoods import optimal_scale
 from models.ppca import PPCA, maximum_likelihood
+from models.tractable import DegenerateError
 from tests import oracles
 
 
@@ -204,3 +206,66 @@ def test_the_prior_predictive_is_forward_simulation():
         x = (z @ p.weight.T + p.loc).view(5, 2, 3) + p.scale * torch.randn(5, 2, 3)
     assert torch.allclose(trace.nodes["z"]["value"], z)
     assert torch.allclose(trace.nodes["x"]["value"], x)
+
+
+@pytest.mark.parametrize("latent_dim", [1, 2])
+def test_an_iteration_of_em_is_that_of_tipping_and_bishop(latent_dim):
+    """Their equations 27 and 28 take mu for the sample mean, where the general M step stays once it is there."""
+    model, x = PPCA((4,), latent_dim), iris()
+    model.initialize(x, torch.Generator().manual_seed(0))
+    weight, variance = model.likelihood.weight.detach().numpy().copy(), float(model.likelihood.scale.detach()) ** 2
+    centred = x.numpy() - x.numpy().mean(0)
+    sample = centred.T @ centred / len(x)
+    for _ in range(5):
+        inverse = np.linalg.inv(weight.T @ weight + variance * np.eye(latent_dim))
+        moved = sample @ weight @ np.linalg.inv(variance * np.eye(latent_dim) + inverse @ weight.T @ sample @ weight)
+        variance = np.trace(sample - sample @ weight @ inverse @ moved.T) / 4
+        assert np.abs(moved - weight).max() > 1e-3
+        weight = moved
+        model.m_step(model.e_step(x)[0])
+        assert np.allclose(model.likelihood.weight.detach(), weight, atol=1e-9)
+        assert float(model.likelihood.scale.detach()) ** 2 == pytest.approx(variance, rel=1e-9)
+        assert np.allclose(model.likelihood.loc.detach(), x.numpy().mean(0), atol=1e-9)
+
+
+@pytest.mark.parametrize("latent_dim", [1, 2])
+def test_em_ends_at_the_closed_form(latent_dim):
+    model, x = PPCA((4,), latent_dim), iris()
+    result = fit(model, x, EMSettings(iterations=3000, tolerance=1e-13))
+    expected, log_likelihood = oracles.ppca_maximum(x.numpy(), latent_dim)
+    assert result.history[0].free_energy < log_likelihood - 1
+    assert result.free_energy == pytest.approx(log_likelihood, abs=1e-8)
+    assert np.allclose(model.covariance().detach(), oracles.ppca_covariance(expected), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("x", "says"),
+    [
+        (torch.ones(1, 3), "below the rank.* 1 data"),
+        (torch.ones(9, 3), "below the rank.* 9 data"),
+        (torch.stack([torch.arange(9.0)] * 3, 1), "below the rank of the data.* latent_dim 2"),
+        (torch.tensor([[0.0, 1.0, 2.0], [3.0, 1.0, 1.0]]).repeat(4, 1), "below the rank"),
+    ],
+)
+def test_degenerate_data_give_one_message(x, says):
+    with pytest.raises((DegenerateError, EMError), match=says):
+        fit(PPCA((3,), 2), x.double())
+
+
+def test_an_m_step_that_leaves_no_noise_says_so():
+    model, x = PPCA((3,), 1), torch.arange(9.0).unsqueeze(1).expand(9, 3)
+    with torch.no_grad():
+        model.likelihood.log_scale.fill_(-30.0)
+    model.likelihood.weight.data.fill_(1.0)
+    statistics, _ = model.e_step(x)
+    with pytest.raises(DegenerateError, match=r"no noise is left around the 1 latents.*latent_dim"):
+        model.m_step(statistics)
+
+
+def test_a_constant_column_is_no_trouble():
+    x = torch.cat([iris(), torch.ones(150, 1)], 1)
+    model = PPCA((5,), 2)
+    assert fit(model, x, EMSettings(iterations=3000, tolerance=1e-12)).converged
+    assert model.log_evidence(x).mean().item() == pytest.approx(oracles.ppca_maximum(x.numpy(), 2)[1], abs=1e-6)
+    with pytest.raises(ValueError, match="row 1"):
+        fit(model, torch.tensor([[0.0, 0.0], [float("nan"), 0.0]]).repeat(1, 2)[:, :5])

@@ -1,0 +1,57 @@
+"""``inference=svi``: a trainer of model and guide by stochastic gradients."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyro.infer
+from torch import nn
+
+from inference.data import Batches
+from inference.engine import SVI, OptimizerFactory, SharedOptimizer
+from inference.evaluate import held_out, validation_scores
+from inference.trainer import Observer, Trainer
+
+if TYPE_CHECKING:
+    from inference.assemble import Setup
+
+VALIDATION_DATA = 1000  # validation data scored along the training
+
+
+def svi(
+    setup: "Setup",
+    folder: Path,
+    observers: tuple[Observer, ...],
+    guide: nn.Module,
+    objective: pyro.infer.ELBO,
+    optimizer: OptimizerFactory,
+) -> Trainer:
+    """Stochastic variational inference: gradient steps on batches, model and guide together."""
+    settings = setup.config.section("trainer")
+    parts = [setup.model, guide, objective]
+    programs = nn.ModuleList(p for p in parts if isinstance(p, nn.Module))  # shared parameters count once
+    clip = settings.gradient_clip or None
+    shared = SharedOptimizer(programs.parameters(), optimizer, settings.learning_rate, clip)
+    batches = Batches(setup.source("train"), setup.config.section("batching").batch_size, setup.seed)
+    engine = _engine(settings.engine, batches.batch_size)
+    return Trainer(
+        engine(setup.model, guide, shared, objective), batches, settings, folder, validation(setup), observers
+    )
+
+
+def validation(setup: "Setup") -> Callable[[], dict[str, float]]:
+    """Scores validation data, the same each time."""
+    settings = setup.config.section("trainer")
+    valid, _ = held_out(setup.source("valid"), VALIDATION_DATA, setup.seed)
+    return lambda: validation_scores(
+        setup.model, setup.guide, valid, setup.seed, settings.surgery_data, settings.gap_particles
+    )
+
+
+def _engine(name: str, batch_size: int) -> Callable[..., SVI]:
+    if name == "eager":
+        return SVI
+    from inference.compiled import CompiledSVI
+
+    return partial(CompiledSVI, batch_size=batch_size)
