@@ -9,6 +9,7 @@ from typing import Any
 from inference.config import ConfigError, settings_from
 from inference.console import Console
 from inference.grid import split_arguments
+from inference.studies.autoencoder import AutoencoderSettings, autoencoder
 from inference.studies.collapse import CollapseSettings, collapse
 from inference.studies.estimators import EstimatorsSettings, estimators
 from inference.studies.families import FamiliesSettings, families
@@ -19,6 +20,7 @@ STUDIES: dict[str, tuple[type, Study]] = {
     "families": (FamiliesSettings, families),
     "estimators": (EstimatorsSettings, estimators),
     "collapse": (CollapseSettings, collapse),
+    "autoencoder": (AutoencoderSettings, autoencoder),
     "rate_distortion": (RateDistortionSettings, rate_distortion),
 }
 

@@ -166,3 +166,24 @@ def staircase(x: Tensor, low: float, high: float, scale: float, latent_dim: int)
     ends = [(beta, sum(loss > beta for loss in losses)) for beta in (low, high)]
     between = [(beta, left) for left, beta in enumerate(losses) if low < beta < high]
     return [ends[0], *reversed(between), ends[1]]
+
+
+@torch.no_grad()
+def density_as_noise_vanishes(x: Tensor, latent_dim: int, scales: Sequence[float]) -> list[dict[str, float]]:
+    """log p(x) of probabilistic PCA fitted to flat data ``(N, D)``, its noise then set to each of ``scales``.
+
+    Returns:
+        for each ``scale`` the mean log-density ``off`` the plane, of the data, and ``on`` it, of their projections;
+        nats. As the noise vanishes the first falls to minus infinity and the second rises to plus infinity.
+    """
+    model = PPCA((x.shape[1],), latent_dim).to(x.dtype)
+    model.maximum_likelihood(x)
+    p = model.likelihood
+    basis = torch.linalg.qr(p.weight).Q
+    projected = p.loc + (x - p.loc) @ basis @ basis.T
+    rows = []
+    for scale in scales:
+        p.log_scale.fill_(math.log(scale))
+        off, on = (float(model.log_evidence(points).mean()) for points in (x, projected))
+        rows.append({"scale": scale, "off": off, "on": on})
+    return rows
