@@ -18,8 +18,8 @@ verbs
   study NAME [key=value ...]    answer a question by several runs: study.* options, others as for train
   list                          every data set, model, prior, likelihood, guide, objective, inference, net, optimizer
 
-parts, each chosen by a word (or an import path): data model prior likelihood guide objective inference encoder decoder
-optimizer; inference=em fits a model by EM instead of by gradient steps
+parts, each chosen by a word (or an import path): data model prior tokens likelihood guide objective inference encoder
+decoder optimizer; inference=em fits a model by EM instead of by gradient steps
 options of a part are its constructor's parameters: objective.particles=50, encoder.hidden=[300,300]
 others: run.dir seed device threads data.root data.batch_size trainer.* evaluation.* experiment=RECIPE
 

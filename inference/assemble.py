@@ -156,7 +156,7 @@ def _dataset(config: Config) -> Dataset:
 def _unused(config: Config) -> list[str]:
     """The groups that the chosen model and guide have no place for."""
     model, guide = config.factory("model"), config.factory("guide")
-    own = [group for group in ("prior", "likelihood") if not _takes(model, group)]
+    own = [group for group in ("prior", "tokens", "likelihood") if not _takes(model, group)]
     no_decoder = "likelihood" in own or not _takes(config.factory("likelihood"), "net")
     idle = [group for group in ("objective", "optimizer") if not _takes(config.factory("inference"), group)]
     return [*own, *idle, *(["decoder"] if no_decoder else []), *(["encoder"] if not _takes(guide, "net") else [])]
@@ -164,10 +164,12 @@ def _unused(config: Config) -> list[str]:
 
 def _model(config: Config, dataset: Dataset) -> nn.Module:
     factory = config.factory("model")
-    parts = ("prior",) if _takes(factory, "likelihood") else ("prior", "likelihood", "decoder")
+    parts = ("prior", "tokens") if _takes(factory, "likelihood") else ("prior", "tokens", "likelihood", "decoder")
     own = [group for group in parts if group in config.asked and not _takes(factory, group)]
     if own:
-        raise ConfigError(f"model={config.words['model']} has its own {', '.join(own)}: leave out {own[0]}=...")
+        raise ConfigError(
+            f"model={config.words['model']} has {', '.join(own)} of its own or none: leave out {own[0]}=..."
+        )
     levels, decoder = dataset.observed_levels, _net(config, "decoder")
     return _build(
         config,
@@ -175,6 +177,9 @@ def _model(config: Config, dataset: Dataset) -> nn.Module:
         nn.Module,
         event_shape=dataset.shape,
         prior=lambda shape: _build(config, "prior", nn.Module, event_shape=shape, data_shape=dataset.shape),
+        tokens=lambda shape, codes, **context: _build(
+            config, "tokens", nn.Module, event_shape=shape, codes=codes, **context
+        ),
         likelihood=lambda shape, context: _build(
             config, "likelihood", nn.Module, event_shape=shape, context_shape=context, net=decoder, levels=levels
         ),

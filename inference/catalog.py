@@ -40,10 +40,15 @@ from models.hierarchical import TwoLayerModel
 from models.hmm import HMM
 from models.kmeans import KMeans
 from models.latent import LatentVariableModel
+from models.local_nets import LocalDecoder, LocalEncoder
+from models.masked_tokens import MaskedTransformer
 from models.pixel_decoder import PixelCNNLikelihood
+from models.pixelcnn import PixelCNN
 from models.ppca import PPCA
 from models.tabular import TabularVAE
-from models.vq import CodePrior
+from models.tokens import MarkovTable, PositionTable
+from models.transformer import CausalTransformer
+from models.vq import CodePrior, UniformTokens
 
 Factory = Callable[..., Any]
 
@@ -71,6 +76,7 @@ def two_layer(
 def vq(
     event_shape: Any,
     likelihood: Factory,
+    tokens: Factory,
     codes: int = 16,
     code_dim: int = 8,
     grid: tuple[int, int] = (2, 2),
@@ -78,9 +84,10 @@ def vq(
     decay: float = 0.99,
     restart_below: float = 0.0,
 ) -> LatentVariableModel:
-    """A grid of codes from one codebook, all equally likely (van den Oord et al. 2017); with guide=quantized."""
+    """A grid of codes from one codebook (van den Oord et al. 2017), its prior by tokens=...; with guide=quantized."""
     height, width = grid
-    prior = CodePrior(Codebook(codes, code_dim, ema, decay, restart_below), (height, width))
+    codebook = Codebook(codes, code_dim, ema, decay, restart_below)
+    prior = CodePrior(codebook, (height, width), tokens((height, width), codes))
     return LatentVariableModel(prior, likelihood(event_shape, (code_dim, height, width)))
 
 
@@ -162,6 +169,14 @@ CATALOG: dict[str, dict[str, Factory]] = {
         "bits": UniformBits,
         "onehot": uniform_one_hots,
     },
+    "tokens": {
+        "uniform": UniformTokens,
+        "table": PositionTable,
+        "markov": MarkovTable,
+        "pixelcnn": PixelCNN,
+        "transformer": CausalTransformer,
+        "masked": MaskedTransformer,
+    },
     "likelihood": {
         "bernoulli": likelihoods.Bernoulli,
         "gaussian": likelihoods.FixedGaussian,
@@ -223,8 +238,20 @@ CATALOG: dict[str, dict[str, Factory]] = {
         "vq": VectorQuantization,
     },
     "inference": {"svi": svi, "em": em, "variational_em": variational_em},
-    "encoder": {"mlp": nets.MLP, "gated": nets.GatedMLP, "conv": nets.ConvEncoder, "linear": nets.Linear},
-    "decoder": {"mlp": nets.MLP, "gated": nets.GatedMLP, "conv": nets.ConvDecoder, "linear": nets.Linear},
+    "encoder": {
+        "mlp": nets.MLP,
+        "gated": nets.GatedMLP,
+        "conv": nets.ConvEncoder,
+        "local": LocalEncoder,
+        "linear": nets.Linear,
+    },
+    "decoder": {
+        "mlp": nets.MLP,
+        "gated": nets.GatedMLP,
+        "conv": nets.ConvDecoder,
+        "local": LocalDecoder,
+        "linear": nets.Linear,
+    },
     "optimizer": {"adam": adam, "adamax": adamax, "adagrad": adagrad, "sgd": sgd},
 }
 
@@ -232,6 +259,7 @@ DEFAULTS: dict[str, str] = {
     "data": "digits",
     "model": "composed",
     "prior": "standard",
+    "tokens": "uniform",
     "guide": "diagonal",
     "objective": "trace_elbo",
     "inference": "svi",

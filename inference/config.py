@@ -27,8 +27,9 @@ from inference.settings import Batching, Root
 # Constructor parameters that the assembler fills in and nobody has to state.
 STRUCTURAL: dict[str, tuple[str, ...]] = {
     "data": ("likelihood",),
-    "model": ("event_shape", "prior", "likelihood"),
+    "model": ("event_shape", "prior", "tokens", "likelihood"),
     "prior": ("event_shape", "context_shape", "data_shape"),
+    "tokens": ("event_shape", "codes", "context_shape", "context_codes"),
     "likelihood": ("event_shape", "context_shape", "net", "levels", "outputs"),
     "guide": ("event_shape", "context_shape", "net", "model"),
     "encoder": ("in_shape", "out_shape"),

@@ -272,6 +272,7 @@ def evaluate(
         "test/data": x.shape[0],
         **exact,
         **codes,
+        **({"test/code_prior_bits_per_image": kl / math.log(2)} if codes else {}),
     }
     return summary, evidence
 

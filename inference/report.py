@@ -34,7 +34,8 @@ MEANINGS = {
     "their frequencies; at most the size of the codebook.",
     "test/codes_used": "Codes of each codebook that occur at all in held-out data.",
     "test/code_bits_per_image": "Bits for the codes of a datum, by how often each occurs.",
-    "test/code_fixed_bits_per_image": "Bits for the codes of a datum if all are equally likely: the KL in bits.",
+    "test/code_prior_bits_per_image": "Bits for the codes of a datum under the prior over codes: the KL in bits.",
+    "test/code_fixed_bits_per_image": "Bits for the codes of a datum if all are equally likely.",
     "test/data": "Held-out data behind these numbers.",
     "test/mutual_information_estimator": "How the information was estimated; the marginal KL is the rest of the KL.",
     "test/surgery_data": "Held-out data behind the split of the KL; the information in a code is at most the logarithm "
@@ -52,6 +53,7 @@ MEANINGS = {
     "binarization": "How grey values became zeros and ones.",
     "model": "The generative program p(x, z).",
     "prior": "p(z), where codes come from before any datum is seen.",
+    "tokens": "The prior over grids of code numbers: uniform, or learnt along with the codes.",
     "likelihood": "p(x|z), what a code says about the datum.",
     "guide": "The variational family q(z|x).",
     "objective": "The bound that was maximized.",

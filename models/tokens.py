@@ -68,9 +68,13 @@ class Autoregressive(dist.TorchDistribution):
         grids = torch.zeros(batch.numel(), *self.event_shape, dtype=torch.long, device=self._device(contexts))
         for row in range(self.event_shape[0]):
             for column in range(self.event_shape[1]):
-                here = self.logits(grids, contexts)[:, row, column]  # (B, K)
+                here = self.logits_at(grids, contexts, row, column)
                 grids[:, row, column] = torch.multinomial(here.softmax(-1), 1).squeeze(-1)
         return grids.reshape(batch + self.event_shape)
+
+    def logits_at(self, grids: Tensor, contexts: Tensor | None, row: int, column: int) -> Tensor:
+        """Of one place alone, ``(B, K)``: what is asked for as a grid grows; later tokens may be anything."""
+        return self.logits(grids, contexts)[:, row, column]
 
     def _device(self, contexts: Tensor | None) -> torch.device:
         owner = getattr(self.logits, "__self__", None)
@@ -128,12 +132,16 @@ class TokenPrior(Conditional):
         """Unnormalized log-probabilities ``(B, H, W, K)`` of each token given those before it in ``(B, H, W)``."""
 
     def forward(self, *context: Tensor) -> dist.Distribution:
+        self.check_context(context)
+        given = context[0] if context else None
+        return Autoregressive(self.logits, self.event_shape, given, len(self.context_shape))
+
+    def check_context(self, context: Sequence[Tensor]) -> None:
+        """Refuse a missing context, and one too many."""
         if len(context) != bool(self.context_codes):
             shape = f"one, of shape (..., {', '.join(map(str, self.context_shape))})"
             wants = shape if self.context_codes else "none"
             raise ValueError(f"{type(self).__name__} reads contexts: accepted: {wants}; got {len(context)}")
-        given = context[0] if context else None
-        return Autoregressive(self.logits, self.event_shape, given, len(self.context_shape))
 
 
 class PositionTable(TokenPrior):

@@ -43,7 +43,7 @@ class CausalTransformer(TokenPrior):
         self.context_embedding = nn.Embedding(context_codes, width) if context_codes else None
         self.context_places = math.prod(self.context_shape) if context_codes else 0
         self.place = nn.Parameter(0.1 * torch.randn(self.context_places + self.places, width))
-        self.blocks = nn.ModuleList(_Block(width, heads, dropout) for _ in range(layers))
+        self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, codes))
 
     def logits(self, tokens: Tensor, context: Tensor | None) -> Tensor:
@@ -58,12 +58,19 @@ class CausalTransformer(TokenPrior):
         return self.head(x[:, self.context_places :]).unflatten(1, self.event_shape)  # (B, T, K) -> (B, H, W, K)
 
 
-class _Block(nn.Module):
-    """Attention and a two-layer net, each on normalized input and added to it."""
+class Block(nn.Module):
+    """Attention and a two-layer net, each on normalized input and added to it.
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    Args:
+        width: C.
+        heads: of the attention.
+        dropout: fraction of what is added that is dropped, in training.
+        causal: whether a place reads itself and those before it alone; otherwise it reads all.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float, causal: bool = True) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.causal = heads, causal
         self.attention_norm, self.net_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.query_key_value = nn.Linear(width, 3 * width)
         self.mix = nn.Linear(width, width)
@@ -71,11 +78,11 @@ class _Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, T, C)`` to the same; each place reads itself and those before it."""
+        """``(B, T, C)`` to the same."""
         x = x + self.dropout(self.mix(self._attend(self.attention_norm(x))))
         return x + self.dropout(self.net(self.net_norm(x)))
 
     def _attend(self, x: Tensor) -> Tensor:
         split = self.query_key_value(x).unflatten(-1, (3, self.heads, -1))  # (B, T, 3 C) -> (B, T, 3, heads, C / heads)
         query, key, value = split.permute(2, 0, 3, 1, 4)  # (B, heads, T, C / heads) each
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2).flatten(2)
+        return F.scaled_dot_product_attention(query, key, value, is_causal=self.causal).transpose(1, 2).flatten(2)

@@ -9,6 +9,7 @@ from scipy.stats import chisquare
 
 from inference.codes import fit_tokens, token_nll
 from models.codebook import Codebook
+from models.masked_tokens import MaskedTransformer
 from models.pixelcnn import PixelCNN
 from models.tokens import MarkovTable, PositionTable, TwoLevelTokens
 from models.transformer import CausalTransformer
@@ -22,6 +23,7 @@ PRIORS = {
     "stationary markov": lambda *args, **kw: MarkovTable(*args, **kw, positional=False),
     "pixelcnn": lambda *args, **kw: PixelCNN(*args, **kw, channels=6, layers=2),
     "transformer": lambda *args, **kw: CausalTransformer(*args, **kw, width=8, layers=2, heads=2),
+    "masked": lambda *args, **kw: MaskedTransformer(*args, **kw, width=8, layers=2, heads=2).eval(),
 }
 NEURAL = ["pixelcnn", "transformer"]
 
