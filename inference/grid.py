@@ -2,16 +2,11 @@
 
 import itertools
 import json
-import multiprocessing
-import os
 import shlex
-import signal
-import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +20,7 @@ from inference.console import Console, Quiet
 from inference.signals import Interrupted, raised
 from inference.study import Section, draw_grid, words_with_error, write_study
 from inference.table import COLUMNS, Table, over_seeds
+from inference.workers import WorkerError, jobs_for, spread
 
 
 class GridError(RuntimeError):
@@ -135,13 +131,16 @@ def run_grid(
     except OSError as error:
         raise ConfigError(f"run.dir={folder} cannot be made: {error.strerror}; accepted: a new directory") from None
     _remember(points, folder / "grid.json")
-    jobs = min(jobs or os.cpu_count() or 1, len(points))
+    jobs = jobs_for(jobs, points)
     results: list[dict[str, Any]] = [{} for _ in points]
     try:
         with console.stage(f"{len(points)} runs, {jobs} at a time") as progress:
-            for done, (place, result) in enumerate(_finished(points, folder, jobs), start=1):
+            for done, (place, result) in enumerate(spread(partial(_run_in, folder), points, jobs), start=1):
                 results[place] = result
                 progress(done, len(points))
+    except WorkerError as error:
+        again = f"give the same command, with run.dir={run_dir or folder} and a smaller grid.jobs"
+        raise GridError(f"{error}; to go on, {again}") from None
     except Interrupted as stop:
         raise Interrupted(stop.signum, f". To go on, give the same command, with run.dir={run_dir or folder}") from None
     labels = list(dict.fromkeys(key for point in points for key in point.labels))
@@ -167,48 +166,8 @@ def _remember(points: Sequence[Point], path: Path) -> None:
     write_atomically(path, json.dumps(known, indent=1) + "\n")
 
 
-def _finished(points: Sequence[Point], folder: Path, jobs: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The results with their places, as they come in."""
-    if jobs == 1:
-        yield from ((place, run_point(point, folder / point.name)) for place, point in enumerate(points))
-        return
-    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_follow_parent)
-    try:
-        futures = {pool.submit(_work, point, folder / point.name): place for place, point in enumerate(points)}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
-    except BrokenProcessPool:
-        raise GridError(
-            f"a process died, perhaps for want of memory; to go on, give the same command, with run.dir={folder} and "
-            "a smaller grid.jobs"
-        ) from None
-    except BaseException:  # leaving early: the runs under way save themselves, the others are not begun
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():
-            process.terminate()
-        raise
-    finally:
-        pool.shutdown()
-
-
-def _follow_parent() -> None:
-    """Stop when the grid is killed outright, instead of waiting for ever for the next run."""
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _work(point: Point, folder: Path) -> dict[str, Any]:
-    """A run in a process of a pool, which a signal ends: it would go on to the next run, asked for in advance."""
-    try:
-        return run_point(point, folder)
-    except Interrupted as stop:
-        os._exit(128 + stop.signum)
+def _run_in(folder: Path, point: Point) -> dict[str, Any]:
+    return run_point(point, folder / point.name)
 
 
 def run_point(point: Point, folder: Path) -> dict[str, Any]:
