@@ -14,7 +14,7 @@ from models.vamp import Aggregate
 class BernoulliBits(Conditional):
     """Independent bits, whose log-odds one net reads off the context; for prior=bits.
 
-    Their draws have no path to a parameter: use gradient=score_average, nvil, loo, muprop, rebar, relax or arm.
+    Their draws have no path to a parameter: use gradient=score_average, nvil, loo, vimco, muprop, rebar, relax or arm.
 
     Args:
         event_shape: shape of one latent, a bit at each place.
@@ -37,7 +37,7 @@ class BernoulliBits(Conditional):
 class OneHotCategoricals(Conditional):
     """Independent one-hot vectors, whose class logits one net reads off the context; for prior=onehot.
 
-    Their draws have no path to a parameter: use gradient=score_average, nvil, loo, muprop, rebar, relax or arm.
+    Their draws have no path to a parameter: use gradient=score_average, nvil, loo, vimco, muprop, rebar, relax or arm.
 
     Args:
         event_shape: shape of one latent, ``(variables, classes)``.

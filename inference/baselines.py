@@ -39,20 +39,25 @@ class ScoreFunction(GradientEstimator, ABC):
         """
         return signal.new_zeros(())
 
-    def remember(self, signal: Tensor) -> None:
-        """Called with the signal after it was used, in training only."""
+    def scale(self) -> Tensor | float:
+        """What the signal less its baseline is divided by; the gradient in the guide is the right one over this."""
+        return 1.0
+
+    def remember(self, signal: Tensor, centred: Tensor) -> None:
+        """Called with the signal, and with what the baseline left of it, after they were used, in training only."""
 
     def estimate(self, objective: Bound, draw: Draw, x: Tensor) -> tuple[Tensor, Particles]:
         draws = draw(detach_draws=True)
         expect_score_identity(draws, self.name)
         signal, weight = learning_signal(objective, draws)
         baseline = self.baseline(objective, draws, signal, x)
-        score = (weight * (signal - baseline).detach() * draws.log_q).sum(0)
+        centred = (signal - baseline).detach()
+        score = (weight / self.scale() * centred * draws.log_q).sum(0)
         surrogate = score + direct_part(objective, draws)
         if baseline.requires_grad:
             surrogate = surrogate - 0.5 * (signal - baseline).square().mean(0)
         if torch.is_grad_enabled():
-            self.remember(signal)
+            self.remember(signal, centred)
         return with_gradient(objective.from_particles(draws), surrogate), draws
 
 
@@ -101,7 +106,7 @@ class DecayingAverage(ScoreFunction):
     def baseline(self, objective: Bound, draws: Particles, signal: Tensor, x: Tensor) -> Tensor:
         return self.average()
 
-    def remember(self, signal: Tensor) -> None:
+    def remember(self, signal: Tensor, centred: Tensor) -> None:
         self.total.mul_(self.decay).add_(signal.mean(), alpha=1 - self.decay)
         self.weight.mul_(self.decay).add_(1 - self.decay)
 
@@ -109,9 +114,7 @@ class DecayingAverage(ScoreFunction):
 class NVIL(DecayingAverage):
     """Score function with a running average plus a net that reads the baseline off the datum (Mnih and Gregor 2014).
 
-    Neural variational inference and learning, section 2.3. The paper also divides the signal by a running estimate of
-    its standard deviation; that rescales the gradient with the state of the training, which an optimizer that divides
-    by the size of the gradient does already, and is left out: the gradient here has the right mean.
+    Neural variational inference and learning, sections 2.3.1 and 2.3.2; :class:`NormalizedNVIL` has the rest of it.
 
     Args:
         net: reads one number in nats off each datum, ``(N, *event_shape) -> (N, 1)`` or ``(N,)``; by default a net
@@ -144,6 +147,39 @@ class NVIL(DecayingAverage):
         return self.average() + self.net(x).reshape(-1)  # (N, 1) -> (N,)
 
 
+class NormalizedNVIL(NVIL):
+    """NVIL with the signal divided by its running standard deviation (Mnih and Gregor 2014, section 2.3.3).
+
+    What the baseline leaves of the signal is divided by the root of a running average of its variance,
+    where that is above 1 nat. The gradient in the guide is then the bound's over a positive number that changes slowly
+    (:meth:`scale`), the one in the model the bound's own: one rate suits both throughout a run.
+    """
+
+    name = "nvil_normalized"
+    variance: Tensor
+
+    def __init__(self, net: nn.Module | None = None, decay: float = 0.9, hidden: int = 100) -> None:
+        super().__init__(net, decay, hidden)
+        self.register_buffer("variance", torch.zeros(()))
+
+    def check(self, objective: Bound) -> None:
+        super().check(objective)
+        if not (objective.linear and objective.log_q_is_sampled):
+            raise StructureError(
+                f"gradient={self.name} divides the whole gradient in the guide, and a part of that of "
+                f"{type(objective).__name__} does not come by the score; use gradient=nvil, or objective=elbo with "
+                "kl=monte_carlo"
+            )
+
+    def scale(self) -> Tensor:
+        """Standard deviation of the signal less its baseline, in nats, but at least 1; shape ``()``."""
+        return (self.variance / self.weight.clamp(min=1 - self.decay)).clamp(min=1).sqrt()
+
+    def remember(self, signal: Tensor, centred: Tensor) -> None:
+        super().remember(signal, centred)
+        self.variance.mul_(self.decay).add_(centred.var(correction=0), alpha=1 - self.decay)
+
+
 class Visible(PyroModule):
     """A net whose parameters Pyro's own SVI finds, under a name that no part of model or guide has."""
 
@@ -156,15 +192,8 @@ class Visible(PyroModule):
         return self.net(x)
 
 
-class LeaveOneOut(ScoreFunction):
-    """Score function in which the other particles are the baseline of each: RLOO, and VIMCO.
-
-    The bound is computed once more without each particle, whose contribution is replaced by the mean of the others'.
-    For a mean over particles that is the leave-one-out baseline (Kool et al. 2019), for the importance-weighted
-    bound the geometric mean of VIMCO (Mnih and Rezende 2016).
-    """
-
-    name = "loo"
+class _Compared(ScoreFunction, ABC):
+    """A baseline for each particle, made of the other particles."""
 
     def check(self, objective: Bound) -> None:
         super().check(objective)
@@ -174,21 +203,57 @@ class LeaveOneOut(ScoreFunction):
                 "particle use gradient=score_average or nvil"
             )
 
+
+class LeaveOneOut(_Compared):
+    """Score function in which the mean of the other particles is the baseline of each (Kool et al. 2019), RLOO.
+
+    For means over particles; where a bound is a function of all of them together, the same idea is :class:`VIMCO`.
+    """
+
+    name = "loo"
+
+    def check(self, objective: Bound) -> None:
+        super().check(objective)
+        if not objective.linear:
+            raise StructureError(
+                f"gradient=loo credits each particle with its own contribution to a mean, and "
+                f"{type(objective).__name__} is none; use gradient=vimco, which leaves one out of the whole bound"
+            )
+
+    def baseline(self, objective: Bound, draws: Particles, signal: Tensor, x: Tensor) -> Tensor:
+        return (signal.sum(0) - signal) / (signal.shape[0] - 1)
+
+
+class VIMCO(_Compared):
+    """Score function in which the bound without a particle is the baseline of that particle (Mnih and Rezende 2016).
+
+    The bound is computed once more for each particle, whose weight is replaced by the geometric mean of the others'
+    (eq. 10; the paper's for the importance-weighted bound, here for any function of the log-weights).
+    """
+
+    name = "vimco"
+
+    def check(self, objective: Bound) -> None:
+        super().check(objective)
+        if objective.linear:
+            raise StructureError(
+                f"gradient={self.name} leaves a particle out of a bound that all make together, and "
+                f"{type(objective).__name__} with {objective.num_particles} particles is a mean over them; use "
+                "gradient=loo"
+            )
+
     def substitute(self, contributions: Tensor) -> Tensor:
-        """What stands in for each particle, made of the others, ``(K, N)``."""
+        """What stands in for the log-weight of each particle, made of the others', ``(K, N)``."""
         return (contributions.sum(0) - contributions) / (contributions.shape[0] - 1)
 
     def baseline(self, objective: Bound, draws: Particles, signal: Tensor, x: Tensor) -> Tensor:
         contributions = objective.contribution(draws).detach()
-        substitute = self.substitute(contributions)
-        if objective.linear:
-            return substitute
         own = torch.eye(contributions.shape[0], dtype=torch.bool, device=contributions.device).unsqueeze(-1)
         # (K particles, K left out, N): in column k, particle k is replaced
-        return objective.combine(torch.where(own, substitute, contributions.unsqueeze(1)))
+        return objective.combine(torch.where(own, self.substitute(contributions), contributions.unsqueeze(1)))
 
 
-class ArithmeticVIMCO(LeaveOneOut):
+class ArithmeticVIMCO(VIMCO):
     """VIMCO with the arithmetic mean of the other weights (Mnih and Rezende 2016)."""
 
     name = "vimco_arithmetic"

@@ -129,7 +129,7 @@ class MuProp(LogitGradient, DecayingAverage):
         along = site.gathered(slope * (site.latent.value - centre.detach()))
         expansion = control.detach() + (along if objective.linear else along.sum(0, keepdim=True))
         residual = signal - expansion
-        self.remember(residual)
+        self.remember(residual, residual - self.average())
         score = site.latent.value - mean.detach()
         gradient = site.spread(residual - self.average()) * score + self.mean_part(slope, mean, logits)
         return weight * gradient, signal.new_zeros(())

@@ -32,7 +32,8 @@ class Covariance(GradientEstimator):
         if not hasattr(objective, "tempered"):
             raise StructureError(
                 f"gradient=covariance is that of tempered expectations, such as objective=tvo; "
-                f"{type(objective).__name__} is none: use gradient=reparameterized, or loo for discrete latents"
+                f"{type(objective).__name__} is none: use gradient=reparameterized, or loo or vimco for discrete "
+                "latents"
             )
         if objective.num_particles < 2:
             raise StructureError(

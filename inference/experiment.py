@@ -36,7 +36,7 @@ def train(config: Config, console: Console) -> Path:
         ConfigError: an option is bad, or ``run.dir`` holds a run already.
     """
     folder = choose_folder(config)
-    _set_threads(config)
+    set_threads(config)
     setup = assemble(config)
     start_from_data(setup)
     trainer = _trainer(setup, folder, console)
@@ -230,7 +230,7 @@ def _reopen(folder: Path, arguments: list[str] | None = None) -> Setup:
     if isinstance(run, dict):
         run["dir"] = str(folder)
     config = load(arguments or [], recipe)
-    _set_threads(config)
+    set_threads(config)
     return assemble(config)
 
 
@@ -243,7 +243,7 @@ def _trained(folder: Path, arguments: list[str]) -> tuple[Setup, Trainer | EMTra
     return setup, trainer
 
 
-def _set_threads(config: Config) -> None:
+def set_threads(config: Config) -> None:
     if config.values.threads > 0:
         torch.set_num_threads(min(config.values.threads, os.cpu_count() or 1))
 

@@ -12,67 +12,150 @@ from torch import Tensor, nn
 from inference.particles import Program
 
 Gradient = dict[str, Tensor]  # block of parameters to its gradient, (P,)
+Estimate = tuple[float, float]  # a number and its standard error
+BATCHES = 20  # of draws, between which standard errors are found
+CLEAR = 3.0  # standard errors that tell a length from nothing
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Moments of the gradient of a bound per datum, ascending, over ``repeats`` draws; ``(P,)`` for each block.
+    """Moments of the gradient of a bound per datum, ascending, over ``repeats`` draws; by block of parameters.
 
-    ``projection`` is the mean, over the draws, of the component along a direction, and its standard error, where
-    :func:`measure` was given directions.
+    ``batches`` are means over consecutive draws, as many in each, ``(B, P)``; ``variance`` is that of a draw, ``(P,)``.
     """
 
-    mean: Gradient
+    batches: Gradient
     variance: Gradient
-    projection: dict[str, tuple[float, float]]
     repeats: int
-    milliseconds: float  # median of one loss and gradient
+    milliseconds: float  # median of one loss and gradient: of processor time, on a GPU by the clock
     saved_bytes: int  # kept between the forward and the backward pass
+
+    def mean(self, block: str) -> Tensor:
+        """Mean over all draws, ``(P,)``."""
+        return self.batches[block].mean(0)
 
     def total_variance(self, block: str) -> float:
         """Trace of the covariance of a block."""
         return float(self.variance[block].sum())
 
-    def signal_to_noise(self, block: str) -> float:
-        """Mean over coordinates of |E g| / sd g (Rainforth et al. 2018, eq. 5), of those coordinates that vary."""
-        mean, scale = self.mean[block], self.variance[block].sqrt()
-        varies = scale > 0
-        return float((mean[varies].abs() / scale[varies]).mean()) if bool(varies.any()) else float("inf")
+    def signal_to_noise(self, block: str) -> float | None:
+        """Root mean square over parameters of E g / sd g (Rainforth et al. 2018, eq. 5), of those that vary.
 
-    def bias(self, block: str, reference: "Reference") -> tuple[float, float]:
+        The noise of the mean is taken off its square, which would otherwise look like a signal of one over the root of
+        the number of draws. None where nothing varies, or no signal can be told from none.
+        """
+        varies = self.variance[block] > 0
+        if not bool(varies.any()):
+            return None
+        scaled = self.batches[block][:, varies] / self.variance[block][varies].sqrt()
+        square, error = squared_length(scaled)
+        return (square / int(varies.sum())) ** 0.5 if square > CLEAR * error else None
+
+    def bias_along(self, block: str, reference: "Reference") -> Estimate | None:
         """Error of the mean along the reference gradient, as a fraction of its length, and the standard error of that.
 
-        Zero for an unbiased estimator, -1 for one that misses the gradient.
+        Zero for an unbiased estimator, -1 for one that misses the gradient. None where the reference is lost in noise.
         """
-        length, length_error = reference.lengths[block]
-        mean, error = self.projection[block]
-        return mean / length - 1.0, (error**2 + length_error**2) ** 0.5 / abs(length)
+        if reference.squared_length(block) is None:
+            return None
+        rows = reference.rows[block]
+        half = max(1, len(rows) // 2)  # one half finds the direction, the other the component along it
+        unit = rows[:half].mean(0) / rows[:half].mean(0).norm()
+        length, length_error = _mean_and_error(rows[half:] @ unit if len(rows) > 1 else rows @ unit)
+        component, error = _mean_and_error(self.batches[block] @ unit)
+        return component / length - 1.0, (error**2 + (component / length * length_error) ** 2) ** 0.5 / abs(length)
+
+    def squared_bias(self, block: str, reference: "Reference") -> Estimate | None:
+        """|E g - reference|^2 over |reference|^2, and its standard error.
+
+        In all directions at once, and without what the noise of either would add: the estimate is unbiased, and falls
+        on either side of zero for an estimator that is. None where the reference is lost in noise.
+        """
+        length = reference.squared_length(block)
+        if length is None:
+            return None
+        value, error = squared_distance(self.batches[block], reference.rows[block])
+        return value / length, error / length
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What a gradient should be: unit vectors, its component along them with standard error, and where from."""
+    """What a gradient should be: independent unbiased estimates, ``(B, P)`` by block; one row where it is exact."""
 
-    directions: Gradient
-    lengths: dict[str, tuple[float, float]]
-    origin: str
+    rows: Gradient
+    origin: Mapping[str, str]  # by block
+
+    def squared_length(self, block: str) -> float | None:
+        """Of the gradient, the noise of the rows taken off; None where it cannot be told from zero."""
+        value, error = squared_length(self.rows[block])
+        return value if value > CLEAR * error else None
+
+
+def squared_length(rows: Tensor) -> Estimate:
+    """The squared length of what independent ``(B, P)`` rows estimate, without bias, and its standard error.
+
+    The mean product of two different rows; the error by leaving out one row at a time, which overstates it where the
+    length is zero. A single row is taken to be exact.
+    """
+    gram = rows @ rows.T
+    count = len(rows)
+    if count == 1:
+        return float(gram), 0.0
+    left = gram.sum() - 2 * gram.sum(0) + gram.diagonal()  # sums of products without one row, (B,)
+    own = gram.diagonal().sum() - gram.diagonal()
+    value = (gram.sum() - gram.diagonal().sum()) / (count * (count - 1))
+    return float(value), _jackknife((left - own) / ((count - 1) * (count - 2))) if count > 2 else float("inf")
+
+
+def squared_distance(first: Tensor, second: Tensor) -> Estimate:
+    """The squared distance between what the rows ``(B, P)`` and ``(C, P)`` estimate, without bias, and its error."""
+    center = second.mean(0)
+    to_center, _ = squared_length(first - center)  # too long by the squared error of the center
+    excess = _mean_square_error(second)
+    error = _leaving_out(first, second)
+    return to_center - excess, error
+
+
+def _mean_square_error(rows: Tensor) -> float:
+    """Squared length of the error of the rows' mean, estimated from their scatter; 0 for a single, exact row."""
+    count = len(rows)
+    return float(rows.var(0).sum()) / count if count > 1 else 0.0
+
+
+def _leaving_out(first: Tensor, second: Tensor) -> float:
+    """Standard error of :func:`squared_distance`, leaving out one row of either set at a time."""
+    square = 0.0
+    for these, others in ((first, second), (second, first)):
+        if (count := len(these)) > 2:
+            gap = these - others.mean(0)
+            gram = gap @ gap.T
+            left = gram.sum() - 2 * gram.sum(0) + gram.diagonal()
+            own = gram.diagonal().sum() - gram.diagonal()
+            square += _jackknife((left - own) / ((count - 1) * (count - 2))) ** 2
+    return square**0.5
+
+
+def _jackknife(without_one: Tensor) -> float:
+    count = len(without_one)
+    return float(((count - 1) / count * (without_one - without_one.mean()).square().sum()).sqrt())
+
+
+def _mean_and_error(values: Tensor) -> Estimate:
+    error = float(values.std()) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return float(values.mean()), error
 
 
 def exact_reference(gradient: Gradient) -> Reference:
     """The gradient itself, where it is known."""
-    return Reference(
-        {name: g / g.norm() for name, g in gradient.items()},
-        {n: (float(g.norm()), 0.0) for n, g in gradient.items()},
-        "exact",
-    )
+    return Reference({name: g.unsqueeze(0) for name, g in gradient.items()}, dict.fromkeys(gradient, "exact"))
 
 
-def long_run(objective: pyro.infer.ELBO, model: nn.Module, guide: nn.Module, x: Tensor, repeats: int) -> Reference:
-    """An unbiased estimator's mean over many draws: one half finds the direction, the other the component along it."""
-    first = measure(objective, model, guide, x, repeats // 2)
-    directions = {name: mean / mean.norm() for name, mean in first.mean.items() if float(mean.norm()) > 0}
-    second = measure(objective, model, guide, x, repeats - repeats // 2, directions)
-    return Reference(directions, second.projection, f"long run of {repeats:,}")
+def long_run(
+    objective: pyro.infer.ELBO, model: nn.Module, guide: nn.Module, x: Tensor, repeats: int, what: str = ""
+) -> Reference:
+    """An unbiased estimator's mean over many draws, with its noise."""
+    found = measure(objective, model, guide, x, repeats)
+    return Reference(found.batches, dict.fromkeys(found.batches, f"{repeats:,} draws{what and ' of ' + what}"))
 
 
 def blocks_of(model: nn.Module, guide: nn.Module) -> dict[str, list[nn.Parameter]]:
@@ -81,12 +164,7 @@ def blocks_of(model: nn.Module, guide: nn.Module) -> dict[str, list[nn.Parameter
 
 
 def measure(
-    objective: pyro.infer.ELBO,
-    model: nn.Module,
-    guide: nn.Module,
-    x: Tensor,
-    repeats: int,
-    directions: Mapping[str, Tensor] | None = None,
+    objective: pyro.infer.ELBO, model: nn.Module, guide: nn.Module, x: Tensor, repeats: int, batches: int = BATCHES
 ) -> Moments:
     """Draw the gradient ``repeats`` times at the same parameters and data.
 
@@ -95,32 +173,36 @@ def measure(
         model: Pyro program.
         guide: Pyro program.
         x: data, ``(N, *event_shape)``.
-        repeats: number of draws.
-        directions: for each block, a unit vector along which the gradient's component is followed.
+        repeats: number of draws, rounded up to a multiple of ``batches``.
+        batches: number of means that are kept.
     """
     blocks = {name: parameters for name, parameters in blocks_of(model, guide).items() if parameters}
-    total = {name: torch.zeros(sum(p.numel() for p in ps), dtype=torch.float64) for name, ps in blocks.items()}
-    squares = {name: torch.zeros_like(t) for name, t in total.items()}
-    components: dict[str, list[float]] = {name: [] for name in blocks}
-    units = directions or {}
-    times = []
+    sizes = {name: sum(p.numel() for p in ps) for name, ps in blocks.items()}
+    rows = {n: x.new_zeros((batches, size), dtype=torch.float64) for n, size in sizes.items()}
+    mean = {n: x.new_zeros(size, dtype=torch.float64) for n, size in sizes.items()}
+    spread = {n: torch.zeros_like(m) for n, m in mean.items()}
+    each, times = -(-repeats // batches), []
     with pyro.validation_enabled(False):
         saved = _saved_bytes(objective, model, guide, x, blocks)
-        for _ in range(repeats):
-            start = time.perf_counter()
+        for draw in range(each * batches):
+            start = _clock(x.device)
             gradient = draw_gradient(objective, model, guide, x, blocks)
-            times.append(time.perf_counter() - start)
+            times.append(_clock(x.device) - start)
             for name, value in gradient.items():
-                total[name] += value
-                squares[name] += value.square()
-                if name in units:
-                    components[name].append(float(value @ units[name]))
-    mean = {name: t / repeats for name, t in total.items()}
-    variance = {n: (squares[n] / repeats - mean[n].square()).clamp_min(0) * repeats / (repeats - 1) for n in mean}
-    projection = {
-        name: (statistics.fmean(c), statistics.stdev(c) / len(c) ** 0.5) for name, c in components.items() if c
-    }
-    return Moments(mean, variance, projection, repeats, 1e3 * statistics.median(times), saved)
+                rows[name][draw // each] += value / each
+                change = value - mean[name]
+                mean[name] += change / (draw + 1)
+                spread[name] += change * (value - mean[name])
+    variance = {n: s / max(each * batches - 1, 1) for n, s in spread.items()}
+    return Moments(rows, variance, each * batches, 1e3 * statistics.median(times), saved)
+
+
+def _clock(device: torch.device) -> float:
+    """Seconds: of processor time, to which other programs do not add; of a GPU by the clock, its queue done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+    return time.process_time()
 
 
 def draw_gradient(

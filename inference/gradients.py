@@ -74,8 +74,8 @@ def expect_reparameterized(draws: Particles, name: str) -> None:
     if sites := draws.not_reparameterized:
         raise StructureError(
             f"the guide's sites {sites} cannot be reparameterized, and the {name} gradient through them would silently "
-            "be zero; use objective.gradient=score_average, nvil or loo (for bits and one-hot vectors also muprop, "
-            "rebar, relax or arm), or objective=trace_elbo or trace_enum"
+            "be zero; use objective.gradient=score_average, nvil, loo or vimco (for bits and one-hot vectors also "
+            "muprop, rebar, relax or arm), or objective=trace_elbo or trace_enum"
         )
 
 

@@ -17,7 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from inference.antithetic import ARM
-from inference.baselines import NVIL, ArithmeticVIMCO, DecayingAverage, LeaveOneOut, ScoreFunction
+from inference.baselines import (
+    NVIL,
+    VIMCO,
+    ArithmeticVIMCO,
+    DecayingAverage,
+    LeaveOneOut,
+    NormalizedNVIL,
+    ScoreFunction,
+)
 from inference.control_variates import REBAR, RELAX, MuProp
 from inference.covariance import Covariance
 from inference.gradients import (
@@ -36,8 +44,9 @@ GRADIENTS: dict[str, type[GradientEstimator]] = {
     "score": ScoreFunction,
     "score_average": DecayingAverage,
     "nvil": NVIL,
+    "nvil_normalized": NormalizedNVIL,
     "loo": LeaveOneOut,
-    "vimco": LeaveOneOut,  # what leaving one out is called for importance-weighted bounds
+    "vimco": VIMCO,
     "vimco_arithmetic": ArithmeticVIMCO,
     "muprop": MuProp,
     "rebar": REBAR,

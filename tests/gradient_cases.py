@@ -51,14 +51,18 @@ BOUNDS = {
 }
 LATENTS = {"bits": (2,), "classes": (2, 3)}
 LINEAR = ("elbo", "elbo_one", "beta")
-SCORES = ["score", "score_average", "nvil", "loo", "vimco_arithmetic"]
+SCORES = ["score", "score_average", "nvil"]
 CONTROLLED = ["muprop", "rebar", "relax", "arm"]
 PATHWISE = [
     *((name, "reparameterized") for name in BOUNDS),
     *((name, "stl") for name in LINEAR),
     *((name, "dreg") for name in (*LINEAR, "iwae", "renyi", "miwae", "ciwae")),
 ]
-SCORED = [(name, g) for name in BOUNDS for g in SCORES if name != "elbo_one" or ("loo" not in g and "vimco" not in g)]
+SCORED = [
+    *((name, g) for name in BOUNDS for g in SCORES),
+    *((name, "loo") for name in BOUNDS if name in ("elbo", "elbo_analytic", "beta")),
+    *((name, g) for name in ("iwae", "renyi", "miwae", "ciwae", "tvo") for g in ("vimco", "vimco_arithmetic")),
+]
 
 
 class LikelihoodOnly(Objective):

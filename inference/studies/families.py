@@ -1,6 +1,7 @@
 """Study: variational families. Same model, same budget; where does each family lose its nats?"""
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from inference.gap import gaps
 from inference.grid import expand, run_grid
 from inference.study import Section, draw_grid, words_with_error, write_study
 from inference.table import COLUMNS, Table
+from inference.workers import jobs_for, spread
 
 GAPS = ("inference_gap", "approximation_gap", "amortization_gap")
 
@@ -54,8 +56,10 @@ def families(arguments: list[str], settings: FamiliesSettings, folder: Path, con
     if failed := [result for result in results if result.get("error")]:
         raise ConfigError(f"{failed[0]['run']} failed: {failed[0]['error']}")
     with console.stage("gaps") as progress:
-        for done, result in enumerate(results, start=1):
-            result.update(_measure(folder / "runs" / result["run"], settings))
+        runs = [folder / "runs" / result["run"] for result in results]
+        found = spread(partial(_measure, settings), runs, jobs_for(settings.jobs, runs))
+        for done, (place, measured) in enumerate(found, start=1):
+            results[place].update(measured)
             progress(done, len(results))
     split = _split(results, settings.guides)
     rows = [{**row, **gap} for row, gap in zip(table.records(), split.records(), strict=True)]
@@ -68,7 +72,7 @@ def families(arguments: list[str], settings: FamiliesSettings, folder: Path, con
     )
 
 
-def _measure(folder: Path, settings: FamiliesSettings) -> dict[str, np.ndarray]:
+def _measure(settings: FamiliesSettings, folder: Path) -> dict[str, np.ndarray]:
     """The gaps of one run, datum by datum."""
     setup = open_run(folder)
     x, _ = held_out(setup.source("test"), settings.data, seed=0)  # the same data for every run

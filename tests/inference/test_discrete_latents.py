@@ -80,6 +80,10 @@ def accepted(objective, gradient, draws):
         return draws != "drawn"
     if gradient == "stl":
         return draws.startswith("straight-through") and objective == "elbo"
+    if gradient in ("loo", "nvil_normalized"):
+        return draws != "relaxed" and objective == "elbo"
+    if gradient in ("vimco", "vimco_arithmetic"):
+        return draws != "relaxed" and objective == "iwae"
     return gradient != "dreg" and draws != "relaxed"  # scores
 
 

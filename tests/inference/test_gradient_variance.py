@@ -7,10 +7,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from inference.baselines import ScoreFunction
+from inference.baselines import ScoreFunction, learning_signal
 from inference.objectives import ELBO, IWAE
-from tests.estimation import programs
-from tests.gradient_cases import LIMIT, draws_of
+from inference.particles import particles
+from tests.estimation import deviations, exact, programs
+from tests.gradient_cases import LIMIT, ROWS, draws_of, elbo
 
 
 def one_bit(baseline, logit=0.4, gain=1.3, count=100_000):
@@ -58,8 +59,59 @@ def test_score_functions_have_the_enumerated_variance_and_a_best_baseline():
 
 
 def test_baselines_lower_the_variance_of_the_score_function():
-    spread = {g: draws_of("iwae", g, "bits")["guide"].var(0).sum() for g in ("score", "score_average", "loo")}
-    assert spread["loo"] < spread["score_average"] < spread["score"]
+    spread = {g: draws_of("iwae", g, "bits")["guide"].var(0).sum() for g in ("score", "score_average", "vimco")}
+    assert spread["vimco"] < spread["score_average"] < spread["score"]
+
+
+@pytest.mark.parametrize(("gradient", "arithmetic"), [("vimco", False), ("vimco_arithmetic", True)])
+def test_the_signal_of_vimco_is_that_of_equation_10(gradient, arithmetic):
+    """L(h) - log (1/K) (sum of the other weights + what stands for this one), by hand (Mnih and Rezende 2016)."""
+    model, guide, x = programs("bits", 40)
+    objective = IWAE(4, gradient=gradient)
+    draws = particles(model, guide, x, 4)
+    log_w = draws.log_weight.detach()
+    signal, weight = learning_signal(objective, draws)
+    found = signal - objective.gradient.baseline(objective, draws, signal, x)
+    assert weight == 1.0
+    bound = (log_w.exp().mean(0)).log()
+    for j in range(4):
+        others = log_w[[i for i in range(4) if i != j]]
+        stand_in = others.exp().mean(0) if arithmetic else others.mean(0).exp()
+        expected = bound - ((others.exp().sum(0) + stand_in) / 4).log()
+        torch.testing.assert_close(found[j], expected, rtol=1e-10, atol=1e-12)
+        without = bound - (others.exp().sum(0) / 3).log()  # the bound of the others alone is another baseline
+        assert arithmetic == torch.allclose(found[j], without, atol=1e-9)
+
+
+def test_a_normalized_variance_divides_the_gradient_of_the_guide_and_nothing_else():
+    """Mnih and Gregor (2014, section 2.3.3): by the signal's running standard deviation, but by no less than 1."""
+    model, guide, x = programs("bits", ROWS)
+    objective = ELBO(1, gradient="nvil_normalized")
+    objective.prepare((3,))
+    estimator = objective.gradient
+    variances = []
+    for _ in range(3):
+        draws = particles(model, guide, x)
+        signal, _ = learning_signal(objective, draws)
+        centred = (signal - estimator.baseline(objective, draws, signal, x)).detach()
+        variances.append(float(centred.var(correction=0)))
+        estimator.remember(signal, centred)
+    weights = [0.1 * 0.9**2, 0.1 * 0.9, 0.1]
+    average = sum(w * v for w, v in zip(weights, variances, strict=True)) / sum(weights)
+    assert float(estimator.scale()) == pytest.approx(max(1.0, average) ** 0.5, rel=1e-9)
+    estimator.variance.fill_(6.25 * float(estimator.weight))
+    assert float(estimator.scale()) == pytest.approx(2.5)
+    objective.bound(model, guide, x).sum().backward()
+    found = {
+        name: torch.cat([p.grad.reshape(ROWS, -1) for p in program.parameters()], -1)
+        for name, program in (("model", model), ("guide", guide))
+    }
+    truth = exact("bits", elbo, 1)
+    assert deviations(found["model"], truth["model"]) < LIMIT
+    assert deviations(found["guide"], truth["guide"] / 2.5) < LIMIT
+    assert deviations(found["guide"], truth["guide"]) > 2 * LIMIT
+    estimator.variance.zero_()
+    assert float(estimator.scale()) == 1.0
 
 
 @pytest.fixture

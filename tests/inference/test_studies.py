@@ -31,23 +31,34 @@ def test_the_families_study_splits_the_gap_of_each_guide(tmp_path):
 
 @pytest.mark.row("5.7")
 def test_the_estimators_study_measures_every_pair(tmp_path):
-    options = ["study.particles=[1,3]", "study.moments=[0]", "study.repeats=30", "study.reference_repeats=60"]
-    run_study(["estimators", *options, "study.data=8", f"run.dir={tmp_path / 'study'}"], Quiet())
+    few = ["study.particles=[1,4]", "study.moments=[0]", "study.repeats=40", "study.reference_repeats=40"]
+    options = [*few, "study.reference_particles=30", "study.warm_up=20", "study.data=8", "study.jobs=1"]
+    page = run_study(["estimators", *options, f"run.dir={tmp_path / 'study'}"], Quiet())
     rows = json.loads((tmp_path / "study" / "table.json").read_text())
-    guide = {(r["where"], r["bound"], r["estimator"], r["particles"]): r for r in rows if r["block"] == "guide"}
-    for k in (1, 3):
+    found = {(r["where"], r["target"], r["estimator"], r["particles"], r["block"]): r for r in rows}
+    assert len(found) == len(rows)
+    for k in (1, 4):
         # On the linear model the reference is in closed form, and Pyro's estimator is ours draw by draw.
-        pyros = guide["linear-Gaussian", "ELBO", "Pyro Trace_ELBO", k]
-        ours = guide["linear-Gaussian", "ELBO", "reparameterized", k]
+        pyros = found["linear-Gaussian", "ELBO", "Pyro Trace_ELBO", k, "guide"]
+        ours = found["linear-Gaussian", "ELBO", "reparameterized", k, "guide"]
         assert pyros["reference"] == "exact"
         assert pyros["variance"] == pytest.approx(ours["variance"], rel=1e-9)
-        score = guide["linear-Gaussian", "ELBO", "score function", k]
-        assert score["variance"] > 10 * ours["variance"]
-        assert abs(ours["relative_bias"]) < 5 * ours["relative_bias_stderr"] < 2.5
-    assert ("six Bernoulli bits", "IWAE", "VIMCO", 3) in guide
+        score, nvil = (found["linear-Gaussian", "ELBO", n, k, "guide"]["variance"] for n in ("score function", "NVIL"))
+        assert score > 4 * nvil > 12 * ours["variance"]
+        assert abs(ours["bias_along"]) < 5 * ours["bias_along_stderr"] < 2.5
+    summed = found["6 Bernoulli bits after 0 steps", "ELBO", "enumerated", 1, "guide"]
+    assert summed["variance"] < 1e-12
+    assert abs(summed["squared_bias"]) < 1e-9
+    bits = {(r["target"], r["estimator"]) for r in rows if r["where"].startswith("6")}
+    assert {("ELBO", "relaxed, temperature 1"), ("ELBO", "straight-through"), ("IWAE", "VIMCO")} < bits
+    paths = {(r["target"], r["estimator"]) for r in rows if r["where"].startswith("VAE")}
+    assert {"TVO", "MIWAE", "PIWAE", "CIWAE", "wake", "sleep", "wake and sleep"} < {target for target, _ in paths}
     for row in rows:
         assert row["milliseconds"] > 0
         assert row["saved_bytes"] > 0
+        if row["reference"] == "exact" and row["target"] == "ELBO" and row["kind"] not in ("relaxed draws",):
+            assert abs(row["squared_bias"]) < 5 * row["squared_bias_stderr"] + 1e-9, row
+    assert page.read_text().count("<img") == 1
 
 
 @pytest.mark.parametrize(
@@ -59,6 +70,8 @@ def test_the_estimators_study_measures_every_pair(tmp_path):
         (["families", "study.data=many"], "study.data"),
         (["families", "study.seeds=[]"], "at least one"),
         (["families", "guides=[diagonal]"], "unknown key"),
+        (["estimators", "study.particles=[]"], "study.particles needs at least one number"),
+        (["estimators", "study.repeats=1"], "below 2"),
     ],
 )
 def test_a_bad_study_is_refused(arguments, message, tmp_path):
