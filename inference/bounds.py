@@ -6,12 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
-from inference.frozen import held
+from inference.frozen import expect_constant, held, owner_of
 from inference.gradients import GradientEstimator, with_gradient
 from inference.objectives import IWAE, Objective, log_mean_exp
 from inference.particles import Particles, Program
+from inference.structure import StructureError
 
 
 class Renyi(Objective):
@@ -161,7 +163,23 @@ class PIWAE(IWAE):
         self.guide_target.prepare(event_shape, latent_shape)
 
     def estimate(self, model: Program, guide: Program, *args: Any, **kw: Any) -> tuple[Tensor, Particles]:
-        for_guide = held(model, lambda: self.guide_target.bound(model, guide, *args, **kw), "model")
+        self._check_programs(model, guide, *args, **kw)
+        for_guide = held(model, lambda program: self.guide_target.bound(program, guide, *args, **kw), "model")
         draws = self.drawing(model, guide, *args, **kw)(detach_draws=True)
         for_model = self.from_particles(replace(draws, log_q=draws.log_q.detach()))
         return with_gradient(for_model, for_model + for_guide), draws
+
+    def _check_programs(self, model: Program, guide: Program, *args: Any, **kw: Any) -> None:
+        if owner_of(model) is not None and owner_of(model) is owner_of(guide):
+            raise StructureError(
+                "PIWAE holds the parameters of the model constant while the guide follows its own target, and these "
+                "programs are methods of one module; make them two modules"
+            )
+        if owner_of(model) is None and is_validation_enabled():
+            with torch.random.fork_rng():
+                log_joint = held(model, lambda program: self._log_joint(program, guide, *args, **kw), "model")
+            expect_constant(log_joint, "model")
+
+    def _log_joint(self, model: Program, guide: Program, *args: Any, **kw: Any) -> Tensor:
+        draws = self.drawing(model, guide, *args, **kw)(detach_draws=True)
+        return draws.log_likelihood + draws.log_prior

@@ -5,7 +5,9 @@ from typing import Any, TypeVar
 
 import torch
 from pyro import poutine
-from torch import nn
+from pyro.infer.util import is_validation_enabled
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from inference.structure import Program, StructureError
@@ -13,43 +15,104 @@ from inference.structure import Program, StructureError
 Result = TypeVar("Result")
 
 
-def held(program: Program, function: Callable[[], Result], what: str = "guide") -> Result:
-    """``function()``, with the parameters of ``program`` as constants as long as it runs.
+def held(program: Program, function: Callable[[Program], Result], what: str = "guide") -> Result:
+    """``function(program)``, with the parameters of the program as constants as long as it runs.
 
     Gradients still flow through whatever else there is, arguments and draws. Everything that reads the parameters has
-    to happen inside: a flow reads them when its density is asked for, not when it is made. The module itself is not
-    changed; it sees detached copies, so that any module will do.
+    to happen inside: a flow reads them when its density is asked for, not when it is made. A module, or the module
+    whose method the program is, is not changed; it sees detached copies, so that any module will do. Of any other
+    function the parameters are those it gets from ``pyro.param``.
 
     Args:
-        program: a module that holds its parameters.
-        function: runs it and scores what it draws.
+        program: a module, a method of one, or a function with parameters from ``pyro.param``.
+        function: runs the program it is given, and scores what that draws.
         what: what to call it in an error.
 
     Raises:
         StructureError: its parameters cannot be told from the rest of it, or dropout would make it another program
             every time it is run, or it cannot score values that it did not just draw.
     """
-    if not isinstance(program, nn.Module):
-        raise StructureError(f"to hold the {what}'s parameters constant it has to be an nn.Module that owns them")
-    if any(isinstance(m, nn.modules.dropout._DropoutNd) and m.training and m.p > 0 for m in program.modules()):
+    owner = owner_of(program)
+    if owner is None:
+        return function(_with_constants(program, what))
+    if any(isinstance(m, nn.modules.dropout._DropoutNd) and m.training and m.p > 0 for m in owner.modules()):
         raise StructureError(
             f"the {what} has dropout, so that it is another program each time it is run; leave the dropout out, or use "
             "a gradient that runs it once, such as gradient=reparameterized"
         )
-    constants = {f"program.{name}": parameter.detach() for name, parameter in program.named_parameters()}
-    _forget(program)
+    constants = {f"program.{name}": parameter.detach() for name, parameter in owner.named_parameters()}
+    _forget(owner)
     try:
         # Pyro's optimizers learn of parameters by param sites; those of the copies are none of theirs.
         names = {name.removeprefix("program.").removesuffix("_unconstrained") for name in constants}
         with poutine.block(hide_fn=lambda msg: msg["type"] == "param" and _dotted(msg["args"][0]) in names):
-            return functional_call(_Calling(program, function), constants, ())
+            return functional_call(_Calling(owner, lambda: function(program)), constants, ())
     except (KeyError, NotImplementedError) as error:
         raise StructureError(
             f"the {what} cannot score draws under other gradients than they were drawn with ({error}); "
             "use a flow with an inverse, or gradient=reparameterized"
         ) from error
     finally:
-        _forget(program)
+        _forget(owner)
+
+
+def owner_of(program: Program) -> nn.Module | None:
+    """The module that holds a program's parameters: itself, or the one whose method it is; None for other functions."""
+    candidate = program if isinstance(program, nn.Module) else getattr(program, "__self__", None)
+    return candidate if isinstance(candidate, nn.Module) else None
+
+
+def of_draws_alone(guide: Program, trace: poutine.Trace, score: Callable[[Program, poutine.Trace], Tensor]) -> Tensor:
+    """log q of the draws of a trace as a function of these alone, the guide's parameters held constant.
+
+    Args:
+        guide: the program.
+        trace: of the guide's draws.
+        score: runs a program on the draws of a trace, and gives the log-densities.
+
+    Raises:
+        StructureError: see :func:`held`; and where a function has parameters that are not from ``pyro.param``.
+    """
+    if owner_of(guide) is None and is_validation_enabled():
+        constant = trace.copy()
+        for name, site in trace.nodes.items():
+            if site["type"] == "sample" and not site["is_observed"]:
+                constant.nodes[name] = {**site, "value": site["value"].detach()}
+        expect_constant(held(guide, lambda program: score(program, constant)), "guide")
+    return held(guide, lambda program: score(program, trace))
+
+
+def expect_constant(score: Tensor, what: str) -> None:
+    """Refuse a program whose densities still have a gradient where its draws and parameters are held constant."""
+    if score.requires_grad:
+        raise StructureError(
+            f"the {what} has parameters that do not come from pyro.param, so that they cannot be held constant: make "
+            "it an nn.Module that owns them, or a method of one"
+        )
+
+
+def _with_constants(program: Program, what: str) -> Program:
+    def run(*args: Any, **kw: Any) -> Any:
+        with poutine.block(hide_types=["param"]), _DetachedParameters(what):
+            return program(*args, **kw)
+
+    return run
+
+
+class _DetachedParameters(Messenger):
+    """Cuts the gradient between parameters and what is made of them."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what
+
+    def _pyro_post_param(self, msg: Any) -> None:
+        if "$$$" in msg["name"]:
+            raise StructureError(
+                f"the {self.what} is a function that registers a net by pyro.module, whose parameters cannot be held "
+                f"constant: make the {self.what} an nn.Module that owns the net, or a method of one"
+            )
+        msg["value"] = msg["value"].detach()
 
 
 def _dotted(site: str) -> str:

@@ -18,7 +18,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from inference.closed_form import closed_form_kl
-from inference.frozen import held
+from inference.frozen import of_draws_alone
 from inference.handlers import DetachedDraws, parameters_of
 from inference.sites import Through, per_datum, sample_sites, site_x, total, was_observed, with_draws, with_values
 from inference.structure import Program, Site, StructureError, check_pairing, check_paths, data_plate
@@ -144,7 +144,7 @@ def particles(
         max_plate_nesting: number of nested plates in the programs; 1 where ``data`` is the only one.
         detach_draws: the draws are constants, so that no gradient reaches the guide through their values.
         detach_guide: log q is a function of the draws alone: the guide scores them once more, its parameters held
-            constant. Needs a guide that is a module and gives the same distributions twice.
+            constant. Needs a guide that gives the same distributions twice; see :mod:`inference.frozen`.
         through: what happens to the draws between being drawn and being scored, a change of their gradient say;
             called with a value and its number of event dimensions. Goes with ``detach_guide``.
 
@@ -167,8 +167,8 @@ def particles(
     shape = torch.Size((num_particles, num_data))
     same_order = [n for n in q_sites if n in latents] == list(latents)
 
-    def score_again() -> Tensor:
-        again = poutine.trace(poutine.replay(plate(guide), trace=scored)).get_trace(x, *args, **kw)
+    def score_again(program: Program, draws: poutine.Trace) -> Tensor:
+        again = poutine.trace(poutine.replay(plate(program), trace=draws)).get_trace(x, *args, **kw)
         return total(sample_sites(again), shape)
 
     def rescore(values: Mapping[str, Tensor], view: View) -> Particles:
@@ -191,7 +191,7 @@ def particles(
     return Particles(
         log_likelihood=total(observed, shape),
         log_prior=total(latents, shape),
-        log_q=held(guide, score_again) if detach_guide else total(q_sites, shape),
+        log_q=of_draws_alone(guide, scored, score_again) if detach_guide else total(q_sites, shape),
         latents={
             n: Latent(s["value"], q_sites[n]["fn"], s["fn"], q_sites[n]["mask"], s["mask"]) for n, s in latents.items()
         },

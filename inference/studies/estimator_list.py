@@ -14,8 +14,9 @@ from inference.wake_sleep import WakeSleep
 
 Make = Callable[[int], pyro.infer.ELBO]
 PATHWISE, PATH_ONLY, SCORE, BASELINE = "pathwise", "path alone", "score", "score with a baseline"
+CONTROLLED = "score with a control variate"
 WEIGHTED, RELAXED, SUMMED = "weighted draws", "relaxed draws", "summed over"
-KINDS = (PATHWISE, PATH_ONLY, SCORE, BASELINE, WEIGHTED, RELAXED, SUMMED)
+KINDS = (PATHWISE, PATH_ONLY, SCORE, BASELINE, CONTROLLED, WEIGHTED, RELAXED, SUMMED)
 
 
 def groups_of(particles: int) -> int:
@@ -83,6 +84,11 @@ FOR_BITS = (
     Estimator("ELBO", "relaxed, temperature 1", RELAXED, ELBO, guide="relaxed"),
     Estimator("ELBO", "relaxed, temperature 0.3", RELAXED, ELBO, guide="relaxed, cool"),
     Estimator("ELBO", "straight-through", RELAXED, ELBO, guide="straight-through"),
+    Estimator("ELBO", "straight-through, of the mean", RELAXED, ELBO, guide="straight-through, of the mean"),
+    Estimator("ELBO", "MuProp", CONTROLLED, lambda k: ELBO(k, gradient="muprop")),
+    Estimator("ELBO", "REBAR", CONTROLLED, lambda k: ELBO(k, gradient="rebar")),
+    Estimator("ELBO", "RELAX", CONTROLLED, lambda k: ELBO(k, gradient="relax")),
+    Estimator("ELBO", "ARM", CONTROLLED, lambda k: ELBO(k, gradient="arm")),
     Estimator("IWAE", "score function", SCORE, lambda k: IWAE(k, gradient="score"), 2),
     Estimator("IWAE", "VIMCO", BASELINE, lambda k: IWAE(k, gradient="vimco"), 2),
     Estimator("IWAE", "VIMCO, arithmetic", BASELINE, lambda k: IWAE(k, gradient="vimco_arithmetic"), 2),

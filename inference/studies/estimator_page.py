@@ -14,6 +14,7 @@ from inference.figures import Figure
 from inference.gradient_moments import CLEAR
 from inference.studies.estimator_list import (
     BASELINE,
+    CONTROLLED,
     KINDS,
     PATH_ONLY,
     PATHWISE,
@@ -35,6 +36,7 @@ TINTS = {
     PATH_ONLY: CLASS_COLOURS[2],
     SCORE: RUST,
     BASELINE: CLASS_COLOURS[1],
+    CONTROLLED: CLASS_COLOURS[5],
     WEIGHTED: CLASS_COLOURS[4],
     RELAXED: CLASS_COLOURS[6],
     SUMMED: MUTED,

@@ -166,7 +166,7 @@ def _learn_baseline(objective: pyro.infer.ELBO, testbed: Testbed, settings: Esti
     """Let what an estimator learns or remembers settle at these parameters, which stay as they are."""
     if not isinstance(objective, Objective):
         return
-    objective.prepare(testbed.x.shape[1:], testbed.model.prior.event_shape)  # type: ignore[union-attr]
+    objective.prepare(testbed.x.shape[1:], testbed.model.prior.event_shape)  # type: ignore[union-attr, arg-type]
     objective.to(testbed.x)
     if not objective.gradient.state_dict():
         return

@@ -120,6 +120,9 @@ def bits_testbed(x: Tensor, steps: int, batch_size: int, bits: int = 6, learning
         relaxed = RelaxedBernoulliBits((bits,), shape, Linear, hard, temperature, min(temperature, 0.5)).to(x)
         relaxed.net = core.net
         guides[name] = Amortized(relaxed)
+    of_means = MeanPathBernoulliBits((bits,), shape, Linear).to(x)
+    of_means.net = core.net
+    guides["straight-through, of the mean"] = Amortized(of_means)
     train_exactly(model, guides[DRAWN], data, steps, batch_size, learning_rate)
     measured = data[:batch_size]
     exact = {

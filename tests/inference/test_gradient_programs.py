@@ -13,7 +13,7 @@ from guides.amortized import Amortized
 from guides.exact import ExactPosterior
 from guides.family import FamilyConditional
 from inference.baselines import NVIL, ScoreFunction, learning_signal
-from inference.bounds import CIWAE, MIWAE, Renyi
+from inference.bounds import CIWAE, MIWAE, PIWAE, Renyi
 from inference.covariance import Covariance
 from inference.gradients import Reparameterized
 from inference.objectives import ELBO, IWAE
@@ -160,10 +160,113 @@ def test_unknown_words_are_refused_with_the_known_ones():
         ELBO(gradient="reinforce")
 
 
-def test_a_guide_that_is_no_module_cannot_be_held_constant():
-    model, guide, x = programs("normal", 3)
-    with pytest.raises(StructureError, match=r"has to be an nn\.Module"):
-        ELBO(gradient="stl").bound(model, lambda x: guide(x), x)
+def of_functions(net=None, register=False):
+    """The normal model and guide as functions with parameters from ``pyro.param``, and their data."""
+
+    def model(x):
+        loc = pyro.param("prior_loc", torch.tensor(0.3))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(loc, 1.2))
+            pyro.sample("x", dist.Normal(1.5 * z, 0.8), obs=x)
+
+    def guide(x):
+        loc = pyro.param("loc", torch.full((len(x),), 0.4))
+        scale = pyro.param("scale", torch.tensor(0.7), constraint=dist.constraints.positive)
+        if register:
+            pyro.module("net", net)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc if net is None else net(x.unsqueeze(-1)).squeeze(-1), scale))
+
+    return model, guide, torch.tensor([0.5, -1.0, 2.0])
+
+
+class OfModules(pyro.nn.PyroModule):
+    """The same with parameters in a module, its methods the programs."""
+
+    def __init__(self):
+        super().__init__()
+        self.prior_loc = torch.nn.Parameter(torch.tensor(0.3))
+        self.loc = torch.nn.Parameter(torch.full((3,), 0.4))
+        self.log_scale = torch.nn.Parameter(torch.tensor(0.7).log())
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(self.prior_loc, 1.2))
+            pyro.sample("x", dist.Normal(1.5 * z, 0.8), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.loc, self.log_scale.exp()))
+
+
+HOLDING = (
+    ELBO(2, gradient="stl"),
+    ELBO(2, gradient="dreg"),
+    IWAE(3, gradient="dreg"),
+    WakeSleep(3, gradient="dreg"),
+    PIWAE(4, 2),
+    PIWAE(4, 2, gradient="dreg"),
+)
+
+
+@pytest.mark.parametrize("objective", HOLDING, ids=lambda o: f"{type(o).__name__} {o.gradient.name}")
+def test_parameters_of_the_store_and_of_a_methods_module_are_held_constant_too(objective):
+    """Functions with ``pyro.param`` and methods of a module have the gradient of programs that are modules."""
+    model, guide, x = of_functions()
+    torch.manual_seed(3)
+    value = objective.loss_and_grads(model, guide, x)
+    store = pyro.get_param_store()
+    found = {name: store._params[name].grad for name in ("prior_loc", "loc", "scale")}
+    of_model, of_guide = OfModules(), OfModules()
+    torch.manual_seed(3)
+    torch.testing.assert_close(objective.loss_and_grads(of_model.model, of_guide.guide, x), value)
+    for name, parameter in (("prior_loc", of_model.prior_loc), ("loc", of_guide.loc), ("scale", of_guide.log_scale)):
+        torch.testing.assert_close(found[name], parameter.grad)
+        assert found[name].abs().min() > 0, name
+
+
+def test_the_path_derivative_of_a_function_is_the_one_on_paper():
+    """d/d loc and d/d log scale of log p(x, z) - log q(z), along z = loc + scale eps, q's parameters constant."""
+    model, guide, x = of_functions()
+    torch.manual_seed(3)
+    ELBO(gradient="stl").loss_and_grads(model, guide, x)
+    torch.manual_seed(3)
+    z = 0.4 + 0.7 * torch.randn(3)
+    along = 1.5 * (x - 1.5 * z) / 0.8**2 - (z - 0.3) / 1.2**2 + (z - 0.4) / 0.7**2
+    store = pyro.get_param_store()
+    torch.testing.assert_close(-store._params["loc"].grad, along)
+    torch.testing.assert_close(-store._params["scale"].grad, (along * (z - 0.4)).sum())
+
+
+def test_pyros_own_svi_trains_a_guide_of_functions_by_the_path_alone():
+    model, guide, x = of_functions()
+    svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), loss=IWAE(3, gradient="dreg"))
+    svi.step(x)
+    names = ("prior_loc", "loc", "scale")
+    before = {name: pyro.param(name).detach().clone() for name in names}
+    svi.step(x)
+    for name in names:
+        assert not torch.equal(pyro.param(name), before[name]), name
+
+
+@pytest.mark.parametrize(("register", "reason"), [(True, "by pyro.module"), (False, "do not come from pyro.param")])
+def test_a_function_that_hides_its_parameters_cannot_be_held_constant(register, reason):
+    model, guide, x = of_functions(torch.nn.Linear(1, 1), register)
+    for objective in HOLDING[:4]:
+        with pytest.raises(StructureError, match=f"{reason}.*nn.Module"):
+            objective.loss_and_grads(model, guide, x)
+    assert ELBO().bound(model, guide, x).requires_grad
+    with pytest.raises(StructureError, match="methods of one module; make them two"):
+        PIWAE(4, 2).loss_and_grads((both := OfModules()).model, both.guide, x)
+    offset = torch.nn.Parameter(torch.tensor(0.2))
+
+    def hiding(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(offset, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    with pytest.raises(StructureError, match=r"the model has parameters.*nn\.Module"):
+        PIWAE(4, 2).loss_and_grads(hiding, of_functions()[1], x)
 
 
 def test_dropout_in_the_guide_is_refused_where_it_would_score_its_draws_twice():
