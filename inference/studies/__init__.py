@@ -11,6 +11,7 @@ from inference.console import Console
 from inference.grid import split_arguments
 from inference.studies.autoencoder import AutoencoderSettings, autoencoder
 from inference.studies.collapse import CollapseSettings, collapse
+from inference.studies.discrete import DiscreteSettings, discrete
 from inference.studies.estimators import EstimatorsSettings, estimators
 from inference.studies.families import FamiliesSettings, families
 from inference.studies.rate_distortion import RateDistortionSettings, rate_distortion
@@ -18,6 +19,7 @@ from inference.studies.rate_distortion import RateDistortionSettings, rate_disto
 Study = Callable[[list[str], Any, Path, Console, str], Path]
 STUDIES: dict[str, tuple[type, Study]] = {
     "families": (FamiliesSettings, families),
+    "discrete": (DiscreteSettings, discrete),
     "estimators": (EstimatorsSettings, estimators),
     "collapse": (CollapseSettings, collapse),
     "autoencoder": (AutoencoderSettings, autoencoder),
