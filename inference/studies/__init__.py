@@ -19,11 +19,11 @@ from inference.studies.rate_distortion import RateDistortionSettings, rate_disto
 Study = Callable[[list[str], Any, Path, Console, str], Path]
 STUDIES: dict[str, tuple[type, Study]] = {
     "families": (FamiliesSettings, families),
-    "discrete": (DiscreteSettings, discrete),
     "estimators": (EstimatorsSettings, estimators),
     "collapse": (CollapseSettings, collapse),
     "autoencoder": (AutoencoderSettings, autoencoder),
     "rate_distortion": (RateDistortionSettings, rate_distortion),
+    "discrete": (DiscreteSettings, discrete),
 }
 
 

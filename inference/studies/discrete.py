@@ -97,7 +97,7 @@ class DiscreteSettings:
             models[f"{self.bits} bits"] = ("prior=bits", f"model.latent_dim={self.bits}")
         if self.variables:
             words = ("prior=onehot", f"prior.classes={self.classes}", f"model.latent_dim={self.variables}")
-            models[f"{self.variables} of {self.classes} classes"] = words
+            models[f"{self.variables} × {self.classes} classes"] = words
         return models
 
     def states(self, model: str) -> int:

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from matplotlib.ticker import NullFormatter
+
 from inference.canvas import BLUE, INK, RUST, WIDTH, axis_labels, heading, panel, save, sheet
 from inference.figures import Figure
 from inference.study import Section
@@ -48,10 +50,15 @@ def _words(row: Mapping[str, Any]) -> dict[str, Any]:
         "bound": of("test/elbo", 2),
         "perplexity": f"{row['perplexity']:.2f}",
         "in use": f"{row['active_codes']:.0f}",
-        "variance": f"{row['variance']:.3g}",
+        "variance": f"{row['variance']:.3g}" if _varies(row) else "0",
         "bias": "" if bias is None else f"{bias:+.2f}\u202f±\u202f{row['bias_error']:.2f}",
         "ms per gradient": f"{row['milliseconds']:.1f}",
     }
+
+
+def _varies(row: Mapping[str, Any]) -> bool:
+    """Whether there is more than rounding in the variance."""
+    return bool(row["variance"] > 1e-12)
 
 
 def _draw(latents: str, rows: list[dict[str, Any]], path: Path) -> Figure:
@@ -60,9 +67,15 @@ def _draw(latents: str, rows: list[dict[str, Any]], path: Path) -> Figure:
     figure = sheet(WIDTH, height + 220)
     places = range(len(rows))
     log_p, bound = [-row["test/nll"] for row in rows], [row["test/elbo"] for row in rows]
+    variance = [row["variance"] if _varies(row) else float("nan") for row in rows]
     values = [
         ("nats per held-out datum", 330, 560, [(RUST, log_p), (BLUE, bound)]),
-        ("variance of the gradient", 960, 270, [(INK, [row["variance"] for row in rows])]),
+        (
+            "variance of the gradient",
+            960,
+            270,
+            [(INK, variance)],
+        ),
         ("ms per gradient", 1290, 270, [(INK, [row["milliseconds"] for row in rows])]),
     ]
     for number, (title, left, width, series) in enumerate(values):
@@ -71,6 +84,7 @@ def _draw(latents: str, rows: list[dict[str, Any]], path: Path) -> Figure:
             axes.plot(across, places, "o", color=tint, markersize=5)
         if number:
             axes.set_xscale("log")
+            axes.xaxis.set_minor_formatter(NullFormatter())
             axes.set_yticks([])
         else:
             axes.hlines(places, bound, log_p, BLUE, lw=0.8)
@@ -82,6 +96,7 @@ def _draw(latents: str, rows: list[dict[str, Any]], path: Path) -> Figure:
     save(figure, path)
     caption = (
         "Red: log p(x) by importance sampling; blue: the bound, under hard codes; further right is better. Variance "
-        "and time of one gradient, on logarithmic scales: further left is better, at the same parameters for all."
+        "and time of one gradient, on logarithmic scales: further left is better, at the same parameters for all; no "
+        "dot where there is no variance."
     )
     return Figure(path.stem, latents, caption, path)
