@@ -44,6 +44,7 @@ from models.local_nets import LocalDecoder, LocalEncoder
 from models.masked_tokens import MaskedTransformer
 from models.pixel_decoder import PixelCNNLikelihood
 from models.pixelcnn import PixelCNN
+from models.latent_class import LatentClassModel
 from models.ppca import PPCA
 from models.tabular import TabularVAE
 from models.tokens import MarkovTable, PositionTable
@@ -152,6 +153,7 @@ CATALOG: dict[str, dict[str, Factory]] = {
         "vq": vq,
         "gmm": GaussianMixture,
         "tabular": TabularVAE,
+        "latent_class": LatentClassModel,
         "hmm": HMM,
         "kmeans": KMeans,
     },

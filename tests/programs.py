@@ -3,20 +3,10 @@
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro import poutine
 from pyro.nn import PyroModule
 from torch import nn
 
-
-def at(guide, **values):
-    """The guide with its latents at given values instead of draws; it scores them as its own.
-
-    With the states of a discrete latent as particles, averages over particles become exact sums.
-    """
-    trace = poutine.Trace()
-    for name, value in values.items():
-        trace.add_node(name, type="sample", name=name, is_observed=False, value=value, infer={})
-    return poutine.replay(guide, trace=trace)
+from inference.enumeration import placed as at  # noqa: F401  (the guide with its latents at given values)
 
 
 class TableModel(PyroModule):

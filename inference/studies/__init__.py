@@ -15,6 +15,7 @@ from inference.studies.discrete import DiscreteSettings, discrete
 from inference.studies.estimators import EstimatorsSettings, estimators
 from inference.studies.families import FamiliesSettings, families
 from inference.studies.rate_distortion import RateDistortionSettings, rate_distortion
+from inference.studies.theory import TheorySettings, theory_study
 
 Study = Callable[[list[str], Any, Path, Console, str], Path]
 STUDIES: dict[str, tuple[type, Study]] = {
@@ -24,6 +25,7 @@ STUDIES: dict[str, tuple[type, Study]] = {
     "autoencoder": (AutoencoderSettings, autoencoder),
     "rate_distortion": (RateDistortionSettings, rate_distortion),
     "discrete": (DiscreteSettings, discrete),
+    "theory": (TheorySettings, theory_study),
 }
 
 

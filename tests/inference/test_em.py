@@ -17,6 +17,7 @@ from inference.enumeration import TraceEnum
 from models.gmm import COVARIANCES, GaussianMixture
 from models.hmm import HMM
 from models.kmeans import KMeans
+from models.latent_class import LatentClassModel
 from models.nets import MLP
 from models.ppca import PPCA
 from models.tabular import TabularVAE
@@ -39,6 +40,8 @@ MODELS = {
     "gmm ridge": (lambda: GaussianMixture((2,), 3, ridge=2.0), clouds),
     "tabular": (lambda: TabularVAE((6,), 3), bits),
     "tabular pseudo": (lambda: TabularVAE((6,), 3, pseudo_count=0.5), bits),
+    "latent class": (lambda: LatentClassModel((6,), 3, 2), bits),
+    "latent class pseudo": (lambda: LatentClassModel((6,), 3, 2, pseudo_count=0.5), bits),
     "hmm gaussian": (lambda: HMM((2,), 2), clouds),
     "hmm categorical": (lambda: HMM((6,), 2, "categorical", 2), bits),
 }
