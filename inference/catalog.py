@@ -45,6 +45,7 @@ from models.masked_tokens import MaskedTransformer
 from models.pixel_decoder import PixelCNNLikelihood
 from models.pixelcnn import PixelCNN
 from models.latent_class import LatentClassModel
+from models.pixel_decoder import PixelCNNLikelihood
 from models.ppca import PPCA
 from models.tabular import TabularVAE
 from models.tokens import MarkovTable, PositionTable

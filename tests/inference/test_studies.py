@@ -64,7 +64,7 @@ def test_the_estimators_study_measures_every_pair(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "accepted: families, estimators, theory"),
+        ([], "accepted: families, estimators"),
         (["nonsense"], "got nonsense"),
         (["families", "study.guide=diagonal"], "study.guides"),
         (["families", "study.data=many"], "study.data"),
