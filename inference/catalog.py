@@ -40,12 +40,11 @@ from models.hierarchical import TwoLayerModel
 from models.hmm import HMM
 from models.kmeans import KMeans
 from models.latent import LatentVariableModel
+from models.latent_class import LatentClassModel
 from models.local_nets import LocalDecoder, LocalEncoder
 from models.masked_tokens import MaskedTransformer
 from models.pixel_decoder import PixelCNNLikelihood
 from models.pixelcnn import PixelCNN
-from models.latent_class import LatentClassModel
-from models.pixel_decoder import PixelCNNLikelihood
 from models.ppca import PPCA
 from models.tabular import TabularVAE
 from models.tokens import MarkovTable, PositionTable
