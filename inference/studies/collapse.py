@@ -27,28 +27,31 @@ from inference.study import Section, words_with_error, write_study
 from inference.table import Table, over_seeds
 
 Linear = tuple[list[dict[str, Any]], list[tuple[float, int]]]
+# The more of a picture a decoder can make up by itself, the less it asks of the latent.
 DECODERS: dict[str, str] = {
-    "linear": "decoder=linear",
-    "narrow": "decoder.hidden=[20]",
     "mlp": "decoder.hidden=[200]",
     "wide": "decoder.hidden=[400,400]",
+    "pixelcnn_near": "likelihood=pixelcnn likelihood.channels=12 likelihood.kernel=3 likelihood.layers=1 "
+    "likelihood.features=4 decoder.hidden=[50]",
+    "pixelcnn": "likelihood=pixelcnn likelihood.channels=12 likelihood.kernel=7 likelihood.layers=2 "
+    "likelihood.features=1 decoder=linear",
 }
 REMEDIES: dict[str, str] = {
     "none": "",
     "beta_half": "objective=beta objective.beta=0.5",
     "annealing": "objective=annealed objective.warmup=0.5",
     "cyclical": "objective=annealed objective.schedule=cyclical objective.warmup=0.8 objective.cycles=4",
-    "free_bits": "objective=free_bits objective.nats=4 objective.group=all",
+    "free_bits": "objective=free_bits objective.nats=3 objective.group=all",
     "mmd": "objective=infovae objective.alpha=0.5 objective.scale=100",
     "vq": "model=vq guide=quantized objective=vq model.grid=[2,2] model.codes=16",
 }
 BUDGET = {
-    "trainer.steps": "2000",
-    "trainer.learning_rate": "0.002",
+    "trainer.steps": "1000",
+    "trainer.learning_rate": "0.003",
     "trainer.schedule": "cosine",
-    "trainer.validations": "20",
+    "trainer.validations": "12",
     "trainer.surgery_data": "200",
-    "trainer.gap_particles": "20",
+    "trainer.gap_particles": "10",
     "evaluation.particles": "100",
     "evaluation.draws": "10",
     "objective": "elbo",
@@ -72,8 +75,8 @@ class CollapseSettings:
 
     Args:
         betas: weights of the KL, each with every decoder.
-        decoders: their capacities, weakest first: words of this study (linear, narrow, mlp, wide, ...) or any run.py
-            words, such as 'decoder=gated decoder.hidden=[50]'.
+        decoders: their capacities, weakest first: words of this study (mlp, wide, pixelcnn_near, pixelcnn) or any
+            run.py words, such as 'decoder=gated decoder.hidden=[50]'.
         remedies: each with the last decoder, at weight 1: words of this study (none, beta_half, annealing, cyclical,
             free_bits, mmd, vq, ...) or any run.py words, such as 'objective=free_bits objective.nats=0.2'.
         seeds: of the runs of each.
@@ -85,7 +88,7 @@ class CollapseSettings:
         jobs: runs at a time; 0 for one per CPU core.
     """
 
-    betas: list[float] = field(default_factory=lambda: [0.25, 0.5, 1.0, 2.0, 4.0, 8.0])
+    betas: list[float] = field(default_factory=lambda: [0.1, 0.3, 1.0, 3.0, 10.0])
     decoders: list[str] = field(default_factory=lambda: list(DECODERS))
     remedies: list[str] = field(default_factory=lambda: list(REMEDIES))
     seeds: list[int] = field(default_factory=lambda: [0, 1])
