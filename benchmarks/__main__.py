@@ -1,74 +1,123 @@
 """``python -m benchmarks``: one command, one table. ``--help`` lists what can be left out."""
 
 import argparse
+import json
 import os
 import platform
+import sys
 from pathlib import Path
 from typing import Any
 
+RESULTS = Path(__file__).parent / "results"
 
-def main() -> None:
-    """Measure, write ``benchmarks/results/``, print the table."""
+
+def main() -> int:
+    """Measure, write ``benchmarks/results/`` and the README's picture, print the table; returns the exit status."""
     options = _options()
     _limit_threads(options.threads)
-    import pyro
     import torch
 
-    from benchmarks.contenders import CONTENDERS
-    from benchmarks.evidence import evidence_times
-    from benchmarks.report import COMPILED, HAND, STOCK, write
-    from benchmarks.timing import alone, interleaved, ratios
+    from benchmarks.contenders import ALL, CASES
+    from benchmarks.report import write
 
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print("benchmarks: --device cuda needs an NVIDIA GPU that torch can use; accepted here: cpu", file=sys.stderr)
+        return 2
+    if unknown := [case for case in options.case if case not in CASES]:
+        print(f"benchmarks: no case {unknown[0]}; accepted: {', '.join(CASES)}", file=sys.stderr)
+        return 2
     torch.set_num_threads(options.threads)
-    names = [name for name in CONTENDERS if options.only.lower() in name.lower()] if options.only else list(CONTENDERS)
-    results: dict[str, Any] = {
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
-        "threads": options.threads,
-        "versions": f"Python {platform.python_version()}, torch {torch.__version__}, Pyro {pyro.__version__}",
-        "milliseconds": {},
-        "processor milliseconds": {},
-        "ratios": {},
-        "alone": {},
-    }
-    for size in options.batch:
-        print(f"batch {size} ...", flush=True)
-        times, processor = interleaved(names, size, options.rounds, max(2, min(20, 2000 // size)))
-        results["milliseconds"][str(size)], results["processor milliseconds"][str(size)] = times, processor
-        wanted = {
-            f"{above} / {below}": (above, below)
-            for above, below in ((COMPILED, HAND), (STOCK, COMPILED), (STOCK, f"{COMPILED}, Pyro's Trace_ELBO"))
-            if above in times and below in times
-        }
-        results["ratios"][str(size)] = {
-            f"{label}, {by}": ratios(measured, *pair)
-            for label, pair in wanted.items()
-            for by, measured in (("by the clock", times), ("processor time", processor))
-        }
-    for name in [] if options.quick else names:
-        print(f"{name}, alone ...", flush=True)
-        results["alone"][name] = alone(name, options.batch[0], options.threads)
-    if options.evidence:
+    name = options.name or f"{options.device}_{options.threads}_thread{'s' if options.threads > 1 else ''}"
+    names = [each for each in ALL if options.only.lower() in each.lower()]
+    results = _earlier(RESULTS / f"{name}.json") if options.add else {}
+    results.update(_conditions(options))
+    _measure_steps(options, names, results)
+    _measure_rest(options, names, results)
+    print(write(results, RESULTS, name))
+    return 0
+
+
+def _measure_steps(options: argparse.Namespace, names: list[str], results: dict[str, Any]) -> None:
+    from benchmarks.timing import interleaved
+
+    for case in options.case:
+        for size in options.batch:
+            print(f"{case}, batch {size} ...", flush=True)
+            found = interleaved(case, names, size, options.rounds, options.seconds, options.device)
+            found["load"] = os.getloadavg()[0]
+            results.setdefault("cases", {}).setdefault(case, {})[str(size)] = found
+
+
+def _measure_rest(options: argparse.Namespace, names: list[str], results: dict[str, Any]) -> None:
+    from benchmarks.evidence import evidence_times
+    from benchmarks.growth import growth
+    from benchmarks.timing import alone, ratio
+
+    if options.alone:
+        for name in names:
+            print(f"{name}, alone ...", flush=True)
+            own = alone(name, "vae", options.batch[0], options.threads, options.device)
+            results.setdefault("alone", {})[name] = own
+    if options.evidence and options.device == "cpu":
         print("log p(x) ...", flush=True)
-        times = evidence_times(options.evidence, options.particles, 7)
+        times = evidence_times(options.evidence, options.particles, 9)
         against = {
-            f"{name} over {products}": ratios(times, name, products)
+            f"{name} over {products}": ratio(times, name, products)
             for name in ("eager", "compiled")
             for products in ("products", "products by oneDNN")
         }
-        results["evidence"] = {"particles": options.particles, "processor seconds": times, "ratios": against}
-    print(write(results, Path(__file__).parent / "results", options.name))
+        sizes = {"particles": options.particles, "images": options.evidence}
+        results["evidence"] = {**sizes, "processor seconds": times, "ratios": against}
+    if options.growth and options.device == "cpu":
+        print("growth ...", flush=True)
+        results["growth"] = growth()
+
+
+def _conditions(options: argparse.Namespace) -> dict[str, Any]:
+    import importlib.metadata
+
+    import torch
+
+    packages = ("torch", "pyro-ppl", "numpyro", "jax", "pythae")
+    installed = {each.metadata["Name"]: each.version for each in importlib.metadata.distributions()}
+    versions = [f"{name} {installed.get(name, 'not installed')}" for name in packages]
+    processor = next(
+        (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor()
+    )
+    device = torch.cuda.get_device_name() if options.device == "cuda" else f"{processor}, {os.cpu_count()} cores"
+    return {
+        "machine": f"{platform.system()} {platform.machine()}, {device}",
+        "device": options.device,
+        "threads": options.threads,
+        "versions": ", ".join([f"Python {platform.python_version()}", *versions]),
+    }
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.is_file() else []
+
+
+def _earlier(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    cases = ["vae", "iaf", "iwae", "vamp", "gmm", "vq"]
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the steps are taken")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads for every contender")
+    parser.add_argument("--case", nargs="*", default=cases, help=f"models, of {', '.join(cases)}")
     parser.add_argument("--batch", type=int, nargs="+", default=[20, 100, 1000], help="batch sizes")
-    parser.add_argument("--rounds", type=int, default=40, help="turns of each contender")
+    parser.add_argument("--rounds", type=int, default=30, help="turns of each contender")
+    parser.add_argument("--seconds", type=float, default=30, help="limit on the turns of a case at one batch size")
     parser.add_argument("--only", default="", help="contenders whose name contains this")
-    parser.add_argument("--quick", action="store_true", help="leave out import time, compile time and memory")
+    parser.add_argument("--no-alone", dest="alone", action="store_false", help="no import time, compile time, memory")
+    parser.add_argument("--no-growth", dest="growth", action="store_false", help="no growth with sizes")
     parser.add_argument("--evidence", type=int, default=20, help="images for the cost of log p(x); 0 leaves it out")
     parser.add_argument("--particles", type=int, default=5000, help="samples for log p(x)")
-    parser.add_argument("--name", default="cpu", help="name of the files in benchmarks/results")
+    parser.add_argument("--add", action="store_true", help="keep what earlier runs measured and this one does not")
+    parser.add_argument("--name", default="", help="name of the files in benchmarks/results")
     return parser.parse_args()
 
 
@@ -81,4 +130,4 @@ def _limit_threads(threads: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,7 +1,6 @@
-"""The same variational autoencoder, trained in different ways.
+"""The same models, trained in different ways.
 
-784-200-200-50 and back, tanh, Bernoulli pixels, a diagonal normal posterior, one draw for each datum, Adam at 1e-3.
-Each contender takes one optimization step for each batch that it is given.
+Each contender takes one optimization step, by Adam at 1e-3, for each batch that it is given.
 """
 
 import importlib.util
@@ -10,38 +9,65 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-PIXELS, HIDDEN, LATENT, RATE, RUNS = 784, 200, 50, 1e-3, 8
+RATE, RUNS, STEPS_PER_CALL = 1e-3, 8, 4
+CASES = {
+    "vae": "variational autoencoder",
+    "iaf": "two inverse autoregressive maps in the guide",
+    "iwae": "importance-weighted, 50 particles",
+    "vamp": "VampPrior, 500 pseudo-inputs",
+    "gmm": "mixture of 10 normals, enumerated",
+    "vq": "VQ-VAE, 16 places of 64 codes",
+}
 Steps = Callable[[Sequence[Tensor]], Any]
 
-
-def net(fan_in: int, fan_out: int) -> nn.Sequential:
-    """Two hidden layers."""
-    hidden = [nn.Linear(fan_in, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, HIDDEN), nn.Tanh()]
-    return nn.Sequential(*hidden, nn.Linear(HIDDEN, fan_out))
-
-
-class HandWritten(nn.Module):
-    """What one writes without a library; the loss is summed over the batch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder, self.decoder = net(PIXELS, 2 * LATENT), net(LATENT, PIXELS)
-
-    def forward(self, x: Tensor) -> Tensor:
-        loc, log_scale = self.encoder(x).chunk(2, -1)
-        z = loc + log_scale.exp() * torch.randn_like(loc)
-        kl = 0.5 * (loc.square() + (2 * log_scale).exp() - 2 * log_scale - 1).sum()
-        return F.binary_cross_entropy_with_logits(self.decoder(z), x, reduction="sum") + kl
+HAND, HAND_COMPILED = "PyTorch by hand, fused Adam", "PyTorch by hand, torch.compile"
+STOCK, CHECKED = "Pyro SVI", "Pyro SVI, validation on (its default)"
+JIT = "Pyro SVI, its Jit ELBO"
+EAGER, COMPILED = "ours, eager", "ours, compiled"
+SEVERAL, TOGETHER = f"ours, compiled, {STEPS_PER_CALL} steps per call", f"ours, {RUNS} runs in one step, for each"
+DROP_IN = "ours, compiled, Pyro's program and ELBO"
+UPDATE, SCAN = "NumPyro SVI, jitted update", "NumPyro SVI, lax.scan"
+PYTHAE = "pythae BaseTrainer"
+RUNS_IN = {TOGETHER: RUNS}
+ALL = (HAND, HAND_COMPILED, STOCK, CHECKED, JIT, EAGER, COMPILED, DROP_IN, SEVERAL, TOGETHER, UPDATE, SCAN, PYTHAE)
 
 
-def hand_written(compile: bool = False) -> Steps:
-    """PyTorch by hand with fused Adam; the net under torch.compile if asked."""
-    vae = HandWritten()
-    optimizer = torch.optim.Adam(vae.parameters(), lr=RATE, fused=True)
-    forward = torch.compile(vae) if compile else vae
+class Missing(Exception):
+    """A contender has no place in a row; the message says why."""
+
+
+def contender(name: str, case: str, batch_size: int, device: str = "cpu") -> Steps:
+    """The steps of a contender for a case.
+
+    Raises:
+        Missing: it cannot express the case, or is not installed.
+    """
+    made: dict[str, Callable[[], Steps]] = {
+        HAND: partial(_by_hand, case, device),
+        HAND_COMPILED: partial(_by_hand, case, device, compile=True),
+        STOCK: partial(_stock, case, device),
+        CHECKED: partial(_stock, case, device, validate=True),
+        JIT: partial(_stock, case, device, jit=True),
+        DROP_IN: partial(_stock, case, device, compiled=True),
+        EAGER: partial(_ours, case, device, "eager"),
+        COMPILED: partial(_ours, case, device, "compiled"),
+        SEVERAL: partial(_ours, case, device, "several", batch_size),
+        TOGETHER: partial(_together, case, device, batch_size),
+        UPDATE: partial(_numpyro, case, device, scan=False),
+        SCAN: partial(_numpyro, case, device, scan=True),
+        PYTHAE: partial(_pythae, case, device),
+    }
+    return made[name]()
+
+
+def _by_hand(case: str, device: str, compile: bool = False) -> Steps:
+    from benchmarks.by_hand import MODELS
+
+    module = MODELS[case]().to(device)
+    optimizer = torch.optim.Adam(module.parameters(), lr=RATE, fused=True)
+    forward = torch.compile(module) if compile else module
 
     def steps(batches: Sequence[Tensor]) -> None:
         for x in batches:
@@ -52,44 +78,22 @@ def hand_written(compile: bool = False) -> Steps:
     return steps
 
 
-class Stock(nn.Module):
-    """A Pyro model and guide as Pyro's own tutorial writes them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder, self.decoder = net(PIXELS, 2 * LATENT), net(LATENT, PIXELS)
-
-    def model(self, x: Tensor) -> None:
-        """p(x, z)."""
-        import pyro
-        import pyro.distributions as dist
-
-        pyro.module("decoder", self.decoder)
-        with pyro.plate("data", x.shape[0]):
-            zeros = x.new_zeros((x.shape[0], LATENT))
-            z = pyro.sample("z", dist.Normal(zeros, torch.ones_like(zeros)).to_event(1))
-            pyro.sample("x", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=x)
-
-    def guide(self, x: Tensor) -> None:
-        """q(z|x)."""
-        import pyro
-        import pyro.distributions as dist
-
-        pyro.module("encoder", self.encoder)
-        with pyro.plate("data", x.shape[0]):
-            loc, log_scale = self.encoder(x).chunk(2, -1)
-            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
-
-
-def stock_pyro(jit: bool = False, validate: bool = False) -> Steps:
-    """Pyro's SVI with Pyro's ELBO and optimizer."""
+def _stock(case: str, device: str, jit: bool = False, validate: bool = False, compiled: bool = False) -> Steps:
+    """Pyro's SVI, or in its place ours, on Pyro's program, ELBO and optimizer."""
     import pyro
     import pyro.infer
     import pyro.optim
 
-    vae, own_store = Stock(), type(pyro.get_param_store())()
-    elbo = pyro.infer.JitTrace_ELBO(ignore_jit_warnings=True) if jit else pyro.infer.Trace_ELBO()
-    svi = pyro.infer.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": RATE}), elbo)
+    from benchmarks.stock import PROGRAMS, elbo
+    from inference.compiled import CompiledSVI
+
+    if (loss := elbo(case, jit)) is None:
+        raise Missing("Pyro's RenyiELBO has no Jit version")
+    program, own_store = PROGRAMS[case]().to(device), type(pyro.get_param_store())()
+    kind = CompiledSVI if compiled else pyro.infer.SVI
+    svi = kind(program.model, program.guide, pyro.optim.Adam({"lr": RATE}), loss)
+    if compiled and svi.why_eager:
+        raise Missing(f"runs eagerly: {svi.why_eager}")
 
     def steps(batches: Sequence[Tensor]) -> None:
         # a store of one's own, for others may train parameters of the same names; as Pyro comes, not as set up here
@@ -100,6 +104,8 @@ def stock_pyro(jit: bool = False, validate: bool = False) -> Steps:
         ):
             for x in batches:
                 svi.step(x)
+        if compiled and svi.why_eager:
+            raise RuntimeError(f"not compiled: {svi.why_eager}")
 
     return steps
 
@@ -123,55 +129,51 @@ class _param_store:
         current.__dict__, self.store.__dict__ = self.store.__dict__, current.__dict__
 
 
-def parts(seed: int = 0) -> tuple[Any, Any, Any]:
-    from guides.amortized import Amortized
-    from guides.gaussian import DiagonalNormal
+def _parts(case: str, device: str, seed: int = 0) -> tuple[Any, Any, Any, Any]:
+    from benchmarks.parts import PARTS
     from inference.engine import SharedOptimizer
-    from models.latent import LatentVariableModel
-    from models.likelihoods import Bernoulli
-    from models.nets import MLP
-    from models.priors import StandardNormal
 
     torch.manual_seed(seed)
-    make = partial(MLP, hidden=(HIDDEN, HIDDEN))
-    model = LatentVariableModel(StandardNormal((LATENT,)), Bernoulli((PIXELS,), (LATENT,), make))
-    guide = Amortized(DiagonalNormal((LATENT,), (PIXELS,), make))
-    adam = partial(torch.optim.Adam, fused=True)
-    return model, guide, SharedOptimizer([*model.parameters(), *guide.parameters()], adam, RATE)
+    model, guide, objective = PARTS[case]()
+    model, guide = model.to(device), guide.to(device)
+    parameters = dict.fromkeys([*model.parameters(), *guide.parameters()])
+    return model, guide, SharedOptimizer(parameters, partial(torch.optim.Adam, fused=True), RATE), objective
 
 
-def ours(engine: str = "eager", pyro_loss: bool = False) -> Steps:
-    """This project's SVI; with Pyro's Trace_ELBO if asked, else with its own ELBO."""
-    import pyro.infer
-
+def _ours(case: str, device: str, engine: str, batch_size: int = 0) -> Steps:
     from inference.compiled import CompiledSVI
     from inference.engine import SVI
-    from inference.objectives import ELBO
     from inference.particles import validation
 
-    model, guide, optimizer = parts()
-    kind = CompiledSVI if engine == "compiled" else SVI
-    svi = kind(model, guide, optimizer, pyro.infer.Trace_ELBO() if pyro_loss else ELBO())
+    if engine == "several" and device == "cpu" and batch_size * (50 if case == "iwae" else 1) >= 1000:
+        raise Missing("left out: what one call saves is a thousandth of a step of this size")
+    parts = _parts(case, device)
+    at_once = STEPS_PER_CALL if engine == "several" else 1
+    svi = SVI(*parts) if engine == "eager" else CompiledSVI(*parts, steps_per_call=at_once)
 
     def steps(batches: Sequence[Tensor]) -> None:
         with validation(False):
-            for x in batches:
-                svi.step(x)
+            if engine == "several":
+                svi.steps(batches)
+            else:
+                for x in batches:
+                    svi.step(x)
         if why := getattr(svi, "why_eager", None):
             raise RuntimeError(f"not compiled: {why}")
 
     return steps
 
 
-def together() -> Steps:
+def _together(case: str, device: str, batch_size: int) -> Steps:
     """Several runs in one compiled step; a step of all of them for each batch."""
     from inference.compiled import CompiledSVI
-    from inference.objectives import ELBO
     from inference.particles import validation
     from inference.vectorized import VectorizedSVI
 
-    runs = [CompiledSVI(*parts(seed), ELBO()) for seed in range(RUNS)]
-    svi = VectorizedSVI(runs, [torch.Generator().manual_seed(seed) for seed in range(RUNS)])
+    if device == "cpu" and batch_size * (50 if case == "iwae" else 1) >= 1000:
+        raise Missing(f"left out: {RUNS} runs of this size do not fit into a processor's caches")
+    runs = [CompiledSVI(*_parts(case, device, seed)) for seed in range(RUNS)]
+    svi = VectorizedSVI(runs, [torch.Generator(device).manual_seed(seed) for seed in range(RUNS)])
 
     def steps(batches: Sequence[Tensor]) -> None:
         with validation(False):
@@ -183,21 +185,23 @@ def together() -> Steps:
     return steps
 
 
-CONTENDERS: dict[str, Callable[[], Steps]] = {
-    "PyTorch by hand, fused Adam": hand_written,
-    "PyTorch by hand, torch.compile": partial(hand_written, compile=True),
-    "Pyro SVI, Trace_ELBO": stock_pyro,
-    "Pyro SVI, Trace_ELBO, validation on (its default)": partial(stock_pyro, validate=True),
-    "Pyro SVI, JitTrace_ELBO": partial(stock_pyro, jit=True),
-    "ours, eager": ours,
-    "ours, eager, Pyro's Trace_ELBO": partial(ours, pyro_loss=True),
-    "ours, compiled": partial(ours, "compiled"),
-    "ours, compiled, Pyro's Trace_ELBO": partial(ours, "compiled", pyro_loss=True),
-    f"ours, {RUNS} runs in one step, for each": together,
-}
-RUNS_IN = {f"ours, {RUNS} runs in one step, for each": RUNS}
-if importlib.util.find_spec("numpyro"):
-    from benchmarks.numpyro_contender import numpyro_scan, numpyro_update
+def _numpyro(case: str, device: str, scan: bool) -> Steps:
+    if not importlib.util.find_spec("numpyro"):
+        raise Missing("not installed")
+    import jax
 
-    CONTENDERS["NumPyro SVI, jitted update"] = numpyro_update
-    CONTENDERS["NumPyro SVI, lax.scan"] = numpyro_scan
+    from benchmarks.in_numpyro import train
+
+    if not any(d.platform == ("gpu" if device == "cuda" else "cpu") for d in jax.devices()):
+        raise Missing(f"this JAX knows no {device} device")
+    return train(case, scan)
+
+
+def _pythae(case: str, device: str) -> Steps:
+    if not importlib.util.find_spec("pythae"):
+        raise Missing("not installed")
+    if case != "vae" or device != "cpu":
+        raise Missing("only its plain variational autoencoder on the CPU has the same arithmetic")
+    from benchmarks.in_pythae import train
+
+    return train()

@@ -5,74 +5,144 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-HAND, STOCK, COMPILED = "PyTorch by hand, fused Adam", "Pyro SVI, Trace_ELBO", "ours, compiled"
+from benchmarks.contenders import (
+    ALL,
+    CASES,
+    COMPILED,
+    EAGER,
+    HAND,
+    HAND_COMPILED,
+    JIT,
+    PYTHAE,
+    SCAN,
+    SEVERAL,
+    STOCK,
+    TOGETHER,
+)
+from benchmarks.timing import ratio
+
+RATIOS = (
+    (STOCK, COMPILED),
+    (STOCK, SEVERAL),
+    (STOCK, EAGER),
+    (JIT, COMPILED),
+    (COMPILED, HAND),
+    (COMPILED, HAND_COMPILED),
+    (COMPILED, SCAN),
+    (SEVERAL, SCAN),
+    (STOCK, TOGETHER),
+    (PYTHAE, COMPILED),
+)
+SHOWN = (STOCK, HAND, EAGER, COMPILED, SEVERAL, SCAN)
+PICTURE = Path(__file__).resolve().parent.parent / "docs" / "pictures" / "speed.png"
 
 
 def write(results: dict[str, Any], folder: Path, name: str) -> str:
-    """Write ``name.json``, ``name.md`` and ``name.png`` into a folder; returns the table."""
+    """Write ``name.json`` and ``name.md`` into a folder, and the picture; returns the table."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    (folder / f"{name}.json").write_text(json.dumps(_rounded(results), indent=1) + "\n")
     table = markdown(results)
     (folder / f"{name}.md").write_text(table)
-    picture(results, folder / f"{name}.png")
+    if results.get("cases"):
+        picture(results, PICTURE if results["threads"] == 1 and results["device"] == "cpu" else folder / f"{name}.png")
     return table
+
+
+def measure(results: dict[str, Any]) -> str:
+    """What is compared: processor time on a CPU, for others may be at work there, and the clock on a GPU."""
+    return "milliseconds" if results["device"] == "cuda" else "processor milliseconds"
 
 
 def markdown(results: dict[str, Any]) -> str:
     """Milliseconds for a step (median, quartiles), and the ratios that matter."""
-    sizes = list(results["milliseconds"])
-    head = " | ".join(f"batch {size}" for size in sizes)
-    lines = [f"{results['machine']}; {results['threads']} thread(s); {results['versions']}."]
-    for title, key in (("by the clock", "milliseconds"), ("of processor time", "processor milliseconds")):
-        lines += ["", f"Milliseconds {title} for a training step: median [quartiles] of interleaved rounds.", ""]
-        lines += [f"| | {head} |", "|---" * (len(sizes) + 1) + "|"]
-        for contender in results[key][sizes[0]]:
-            cells = [_spread(results[key][size][contender]) for size in sizes]
-            lines.append(f"| {contender} | " + " | ".join(cells) + " |")
-    lines += ["", f"| median of ratios of pairs | {head} |", "|---" * (len(sizes) + 1) + "|"]
-    for ratio in results["ratios"][sizes[0]]:
-        lines.append(f"| {ratio} | " + " | ".join(_ratio(results["ratios"][size][ratio]) for size in sizes) + " |")
-    if results["alone"]:
-        lines += [
-            "",
-            f"| alone, batch {sizes[0]}, cold caches | start s | first steps s | peak MiB |",
-            "|---|---|---|---|",
-        ]
-    for contender, own in results["alone"].items():
-        seconds = f"{own['start seconds']:.1f} | {own['first steps seconds']:.1f}"
-        lines.append(f"| {contender} | {seconds} | {own['peak MiB']:.0f} |")
+    which = measure(results)
+    lines = [
+        f"{results['machine']}; {results['threads']} thread(s); {results['versions']}.",
+        "",
+        f"A training step, {which}: median [quartiles] of interleaved rounds. Wall-clock times are in the JSON file.",
+    ]
+    for case, sizes in results.get("cases", {}).items():
+        lines += _case(case, sizes, which)
+    lines += _alone(results.get("alone", {}))
     if evidence := results.get("evidence"):
         lines += [
             "",
-            f"log p(x), {evidence['particles']} samples, processor time over the decoder's products alone:",
+            f"log p(x) of {evidence['images']} images, {evidence['particles']} samples each, processor time over the "
+            "decoder's matrix products alone (an evaluation of N images is N of these):",
             "",
+            *[f"* {name}: {_ratio(found)}" for name, found in evidence["ratios"].items()],
         ]
-        lines += [f"* {name}: {_ratio(ratio)}" for name, ratio in evidence["ratios"].items()]
+    if results.get("growth"):
+        lines += ["", "Processor milliseconds by size:", ""]
+        for what, times in results["growth"].items():
+            lines.append(f"* {what}: " + ", ".join(f"{size}: {value:.2f}" for size, value in times.items()))
     return "\n".join(lines) + "\n"
 
 
+def _case(case: str, sizes: dict[str, Any], which: str) -> list[str]:
+    head = " | ".join(f"batch {size}" for size in sizes)
+    names = [name for name in ALL if any(name in found[which] for found in sizes.values())]
+    lines = ["", f"### {case}: {CASES[case]}", "", f"| | {head} |", "|---" * (len(sizes) + 1) + "|"]
+    for name in names:
+        cells = [_spread(found[which][name]) if name in found[which] else "-" for found in sizes.values()]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines += ["", f"| median of ratios of pairs | {head} |", "|---" * (len(sizes) + 1) + "|"]
+    for above, below in RATIOS:
+        if above in names and below in names:
+            times = [found[which] for found in sizes.values()]
+            cells = [_ratio(ratio(t, above, below)) if above in t and below in t else "-" for t in times]
+            lines.append(f"| {above} / {below} | " + " | ".join(cells) + " |")
+    reasons = {name: why for found in sizes.values() for name, why in found["missing"].items()}
+    return lines + [""] * bool(reasons) + [f"* {name}: {why}" for name, why in reasons.items()]
+
+
+def _alone(alone: dict[str, Any]) -> list[str]:
+    lines = ["", "| vae alone, cold caches | import and start s | first steps s | peak MiB |", "|---|---|---|---|"]
+    for name, own in alone.items():
+        seconds = f"{own['start seconds']:.1f} | {own['first steps seconds']:.1f}"
+        lines.append(f"| {name} | {seconds} | {own['peak MiB']:.0f} |")
+    return lines if alone else []
+
+
 def picture(results: dict[str, Any], path: Path) -> None:
-    """A panel for each batch size, a bar for each contender."""
+    """How many times faster than stock Pyro: a panel for each batch size, a group of bars for each model."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    sizes = list(results["milliseconds"])
-    figure, axes = plt.subplots(1, len(sizes), figsize=(5 * len(sizes), 4.5), sharey=True, squeeze=False)
+    cases, which = results["cases"], measure(results)
+    sizes = list(next(iter(cases.values())))
+    colors = dict(zip(SHOWN, ("#9a9a9a", "#c7c7c7", "#f6c89f", "#e8833a", "#b4510f", "#5b8db8"), strict=True))
+    figure, axes = plt.subplots(1, len(sizes), figsize=(4.6 * len(sizes), 3.8), sharey=True, squeeze=False)
     for axis, size in zip(axes[0], sizes, strict=True):
-        times = results["processor milliseconds"][size]
-        medians = [statistics.median(times[name]) for name in times]
-        colors = ["C1" if name.startswith("ours") else "C7" for name in times]
-        axis.barh(range(len(times)), medians, color=colors)
-        axis.bar_label(axis.containers[0], fmt="%.2f", fontsize=8)
-        axis.set_yticks(range(len(times)), list(times), fontsize=8)
-        axis.invert_yaxis()
+        for place, case in enumerate(cases):
+            times = cases[case].get(size, {}).get(which, {})
+            present = [name for name in SHOWN if name in times]
+            for i, name in enumerate(present):
+                height = ratio(times, STOCK, name)["median"]
+                at = place + (i - (len(present) - 1) / 2) * 0.13
+                axis.bar(at, height, 0.12, color=colors[name], label=name if place == 0 else None)
+        axis.axhline(1, color="#555555", linewidth=0.8)
+        axis.set_xticks(range(len(cases)), list(cases))
         axis.set_title(f"batch {size}")
-        axis.set_xlabel("processor milliseconds per step")
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0][0].set_ylabel("times faster than Pyro's SVI")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, ncols=3, loc="lower center", frameon=False, fontsize=9)
+    figure.tight_layout(rect=(0, 0.13, 1, 1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def _rounded(value: Any) -> Any:
+    """Five digits are more than were measured."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, dict):
+        return {key: _rounded(each) for key, each in value.items()}
+    return [_rounded(each) for each in value] if isinstance(value, list) else value
 
 
 def _spread(times: list[float]) -> str:
@@ -80,5 +150,5 @@ def _spread(times: list[float]) -> str:
     return f"{middle:.2f} [{low:.2f}, {high:.2f}]"
 
 
-def _ratio(ratio: dict[str, float]) -> str:
-    return f"{ratio['median']:.2f} [{ratio['low quartile']:.2f}, {ratio['high quartile']:.2f}]"
+def _ratio(found: dict[str, float]) -> str:
+    return f"{found['median']:.2f} [{found['low quartile']:.2f}, {found['high quartile']:.2f}]"

@@ -7,58 +7,85 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 Times = dict[str, list[float]]
+STEPS = 20  # in a contender's turn, fewer where they are long
 
 
-def bits(count: int, batch_size: int) -> list[Tensor]:
+def bits(count: int, batch_size: int, device: str = "cpu") -> list[Tensor]:
     """Batches of random bits, ``(batch_size, 784)``, as dense as MNIST's."""
     generator = torch.Generator().manual_seed(0)
-    return [(torch.rand(batch_size, 784, generator=generator) < 0.13).float() for _ in range(count)]
+    made = (torch.rand(batch_size, 784, generator=generator) < 0.13 for _ in range(count))
+    return [x.float().to(device) for x in made]
 
 
-def interleaved(names: Sequence[str], batch_size: int, rounds: int, block: int) -> tuple[Times, Times]:
+def interleaved(
+    case: str, names: Iterable[str], batch_size: int, rounds: int, seconds: float, device: str
+) -> dict[str, Any]:
     """Milliseconds for a step of each contender, one number for each round: by the clock, and of processor time.
 
     Processor time is that of all threads. On a busy machine the clock measures the others as well.
+
+    Args:
+        case: which model.
+        names: contenders.
+        batch_size: data in a batch.
+        rounds: turns of each contender; fewer, but at least 5, where they would take longer than ``seconds``.
+        seconds: about how long the rounds may take.
+        device: cpu or cuda.
     """
-    from benchmarks.contenders import CONTENDERS, RUNS_IN
+    from benchmarks.contenders import RUNS_IN, Missing, contender
 
-    batches = bits(block, batch_size)
-    contenders = {name: CONTENDERS[name]() for name in names}
-    for steps in contenders.values():
-        for _ in range(2):
-            steps(batches)  # compiled by now
-    wall: Times = {name: [] for name in names}
-    processor: Times = {name: [] for name in names}
+    contenders, missing, first = {}, {}, {}
+    block = STEPS if batch_size * (50 if case == "iwae" else 1) < 1000 else 4
+    batches = bits(block, batch_size, device)
+    for name in names:
+        start = time.perf_counter()
+        try:
+            contenders[name] = contender(name, case, batch_size, device)
+            contenders[name](batches)  # compiled by now
+            first[name] = time.perf_counter() - start
+        except Missing as why:
+            missing[name] = str(why)
+            contenders.pop(name, None)
+    turns = {name: _turn(steps, batches, device) for name, steps in contenders.items()}
+    rounds = max(5, min(rounds, int(seconds / sum(wall for wall, _ in turns.values()))))
+    wall: Times = {name: [] for name in contenders}
+    processor: Times = {name: [] for name in contenders}
     for turn in range(rounds):
-        order = list(contenders) if turn % 2 == 0 else list(contenders)[::-1]
-        for name in order:
-            start, used = time.perf_counter(), time.process_time()
-            contenders[name](batches)
-            per_step = 1e3 / block / RUNS_IN.get(name, 1)
-            wall[name].append((time.perf_counter() - start) * per_step)
-            processor[name].append((time.process_time() - used) * per_step)
-    return wall, processor
+        for name in list(contenders) if turn % 2 == 0 else list(contenders)[::-1]:
+            clock, used = _turn(contenders[name], batches, device)
+            wall[name].append(clock * 1e3 / block / RUNS_IN.get(name, 1))
+            processor[name].append(used * 1e3 / block / RUNS_IN.get(name, 1))
+    return {"milliseconds": wall, "processor milliseconds": processor, "missing": missing, "first call seconds": first}
 
 
-def ratios(times: dict[str, list[float]], above: str, below: str) -> dict[str, float]:
+def _turn(steps: Any, batches: Sequence[Tensor], device: str) -> tuple[float, float]:
+    start, used = time.perf_counter(), time.process_time()
+    steps(batches)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, time.process_time() - used
+
+
+def ratio(times: Times, above: str, below: str) -> dict[str, float]:
     """Median and quartiles of one contender's time over another's, round by round."""
     pairs = sorted(a / b for a, b in zip(times[above], times[below], strict=True))
     low, middle, high = statistics.quantiles(pairs, n=4)
     return {"median": middle, "low quartile": low, "high quartile": high}
 
 
-def alone(name: str, batch_size: int, threads: int) -> dict[str, float]:
-    """Seconds to start and to take the first steps with cold caches, and peak memory, in a process of its own."""
+def alone(name: str, case: str, batch_size: int, threads: int, device: str) -> dict[str, float]:
+    """Seconds to import and start, and to the first result with cold caches, and peak memory, in its own process."""
     with tempfile.TemporaryDirectory() as cache:
         environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache, "JAX_ENABLE_COMPILATION_CACHE": "false"}
-        arguments = [name, str(batch_size), str(threads), str(time.time())]
+        arguments = [name, case, str(batch_size), str(threads), device, str(time.time())]
         command = [sys.executable, "-m", "benchmarks.timing", *arguments]
         root = Path(__file__).resolve().parent.parent
         done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
@@ -67,13 +94,13 @@ def alone(name: str, batch_size: int, threads: int) -> dict[str, float]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def _measure(name: str, batch_size: int, threads: int, launched: float) -> dict[str, float]:
+def _measure(name: str, case: str, batch_size: int, threads: int, device: str, launched: float) -> dict[str, float]:
     torch.set_num_threads(threads)
-    from benchmarks.contenders import CONTENDERS
+    from benchmarks.contenders import contender
 
-    steps = CONTENDERS[name]()
+    steps = contender(name, case, batch_size, device)
     start = time.time()
-    steps(bits(4, batch_size))
+    steps(bits(5, batch_size, device))
     return {"start seconds": start - launched, "first steps seconds": time.time() - start, "peak MiB": _peak_mib()}
 
 
@@ -84,4 +111,4 @@ def _peak_mib() -> float:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_measure(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))))
+    print(json.dumps(_measure(*sys.argv[1:3], *map(int, sys.argv[3:5]), sys.argv[5], float(sys.argv[6]))))

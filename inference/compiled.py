@@ -6,23 +6,24 @@ that the same seed gives the same run to rounding, under either engine and acros
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro.infer
 import pyro.optim
 import torch
 from torch import Tensor
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten
 
-from inference.backends import Function, Recorded, compiled, retraced
-from inference.capture import CannotCapture, Captured, capture, constants, identities
+from inference.capture import CannotCapture, constants, identities
 from inference.engine import SVI, SharedOptimizer
 from inference.particles import Program
-from inference.updates import Update, optimizers_of
+from inference.step import CompiledStep, tensors_of
+from inference.updates import started
 
 log = logging.getLogger(__name__)
 MAX_GRAPHS = 8  # shapes, modes and constants that one object compiles for
+_ONE_TENSOR = tree_flatten(((0,), {}))[1]  # the arguments of most steps
 
 
 class CompiledSVI(SVI):
@@ -45,6 +46,8 @@ class CompiledSVI(SVI):
         batch_size: compile for batches of this many data alone; others, such as the last of an epoch, run eagerly,
             which gives the same numbers. None compiles for every size that comes.
         inductor: False runs the plain graph, operation by operation; on a GPU it is recorded all the same.
+        steps_per_call: how many of the steps that :meth:`steps` is asked for run as one function; the more, the longer
+            it takes to compile and the less time goes into Python.
 
     Attributes:
         taken: steps taken by this object.
@@ -60,14 +63,18 @@ class CompiledSVI(SVI):
         loss_and_grads: Callable[..., Any] | None = None,
         batch_size: int | None = None,
         inductor: bool = True,
+        steps_per_call: int = 1,
     ) -> None:
+        if steps_per_call < 1:
+            raise ValueError(f"steps_per_call must be at least 1, got {steps_per_call}")
         pyro.infer.SVI.__init__(self, model, guide, optim, loss, loss_and_grads)
         self.objective = loss
+        self.steps_per_call = steps_per_call
         self.batch_size = batch_size
         self.inductor = inductor
         self.taken = 0
         self.why_eager: str | None = None
-        self._graphs: dict[Any, _Step] = {}
+        self._graphs: dict[Any, CompiledStep] = {}
         self._constants: list[tuple[dict[str, Any], str]] | None = None
         if loss_and_grads is not None:
             self._stay_eager("loss_and_grads is the caller's own")
@@ -80,14 +87,84 @@ class CompiledSVI(SVI):
         Returns:
             The loss in nats as in Pyro, but as a tensor on the device; ``float(loss)`` waits for it.
         """
-        leaves, spec = tree_flatten((args, kw))
+        plain = len(args) == 1 and not kw and isinstance(args[0], Tensor)
+        leaves, spec = (list(args), _ONE_TENSOR) if plain else tree_flatten((args, kw))
         ready = self._find(leaves, spec) if self.why_eager is None else None
         if ready is not None:
-            loss: Tensor | float = ready(leaves, self.taken)
+            loss: Tensor | float = ready(tensors_of(leaves), [ready.numbers(self.taken)])[0]
         else:
             loss = self.eager_step(*args, **kw)
         self.taken += 1
         return loss
+
+    def steps(self, batches: Sequence[Tensor], before: Callable[[int], None] | None = None) -> Tensor:
+        """A step on each batch, ``steps_per_call`` of them in one function where they are alike.
+
+        The numbers are those of as many calls of :meth:`step`, to rounding.
+
+        Args:
+            batches: each ``(B, *event_shape)``.
+            before: called with 0, 1, ... before each step, sets the learning rate and what is annealed; it may be
+                called several times with the same number.
+
+        Returns:
+            The losses in nats, one for each batch.
+        """
+        losses, at_once = [], self.steps_per_call
+        for start in range(0, len(batches), at_once):
+            some = batches[start : start + at_once]
+            prepare = None if before is None else lambda i, start=start: before(start + i)
+            ready = self._find_several(some, prepare) if len(some) == at_once > 1 else None
+            if ready is None:
+                losses.append(torch.stack([self._single(x, prepare, i) for i, x in enumerate(some)]))
+            else:
+                losses.append(self._several(ready, some, prepare))
+        return torch.cat(losses)
+
+    def _single(self, x: Tensor, before: Callable[[int], None] | None, i: int) -> Tensor:
+        if before is not None:
+            before(i)
+        return torch.as_tensor(self.step(x))
+
+    def _several(self, ready: CompiledStep, batches: Sequence[Tensor], before: Callable[[int], None] | None) -> Tensor:
+        rows = []
+        for i in range(len(batches)):
+            if before is not None:
+                before(i)
+            ready.note_annealed(i)
+            rows.append(ready.numbers(self.taken + i))
+        losses = ready(list(batches), rows)
+        self.taken += len(batches)
+        return losses
+
+    def _find_several(self, batches: Sequence[Tensor], before: Callable[[int], None] | None) -> CompiledStep | None:
+        """The compiled function of several steps; None where these batches or what changes between them forbid it."""
+        if self.why_eager is not None or len({x.shape for x in batches}) > 1:
+            return None
+        if before is not None and not self._keeps_its_numbers(len(batches), before):
+            return None
+        ready = self._find([batches[0]], _ONE_TENSOR, len(batches))
+        if ready is None or before is None:
+            return ready
+        versions = []
+        for i in range(len(batches)):
+            before(i)
+            versions.append(ready.versions())
+        return ready if all(version == versions[0] for version in versions[1:]) else None
+
+    def _keeps_its_numbers(self, count: int, before: Callable[[int], None]) -> bool:
+        """Whether all that a graph takes as constant is the same before each of several steps."""
+        places = self._places()
+        taken = []
+        for i in range(count):
+            before(i)
+            taken.append(identities(places))
+        return all(each == taken[0] for each in taken)
+
+    def _places(self) -> list[tuple[dict[str, Any], str]]:
+        if self._constants is None:
+            self._constants = constants([self.model, self.guide, self.objective])
+        return self._constants
 
     def eager_step(self, *args: Any, **kw: Any) -> Tensor | float:
         """One step as Pyro takes it."""
@@ -101,30 +178,32 @@ class CompiledSVI(SVI):
             return self.objective.differentiable_loss(self.model, self.guide, *args, **kw)
         return self.objective(self.model, self.guide, *args, **kw)
 
-    def _find(self, leaves: list[Any], spec: TreeSpec) -> "_Step | None":
-        """The compiled step for these arguments, captured where there is none yet; None if they run eagerly."""
+    def _find(self, leaves: list[Any], spec: TreeSpec, count: int = 1) -> CompiledStep | None:
+        """The compiled step for these arguments, captured where there is none yet; None if they run eagerly.
+
+        With ``count``, of so many steps on arguments like these.
+        """
         if self.batch_size is not None and leaves[0].shape[0] != self.batch_size:
             return None
         try:
             if not (self._graphs or started(self.optim)):
                 return None
-            key = self._key(leaves, spec)
-            if key not in self._graphs:
+            key = self._key(leaves, spec, count)
+            ready = self._graphs.get(key)
+            if ready is None:
                 if len(self._graphs) == MAX_GRAPHS:
                     raise CannotCapture(self._what_changes())
-                self._graphs[key] = _Step(self, leaves, spec)
-            return self._graphs[key]
+                ready = self._graphs[key] = CompiledStep(self, leaves, spec, count)
+            return ready
         except CannotCapture as error:
             self._stay_eager(str(error))
             return None
 
-    def _key(self, leaves: list[Any], spec: TreeSpec) -> tuple[Any, ...]:
+    def _key(self, leaves: list[Any], spec: TreeSpec, count: int) -> tuple[Any, ...]:
         """Everything that a graph takes as given."""
-        if self._constants is None:
-            self._constants = constants([self.model, self.guide, self.objective])
         shapes = tuple((a.shape, a.stride(), a.dtype, a.device) if isinstance(a, Tensor) else a for a in leaves)
         trained = tuple([p.requires_grad for p in self.optim.parameters]) if hasattr(self.optim, "parameters") else ()
-        key = (spec, shapes, trained, identities(self._constants))
+        key = (None if spec is _ONE_TENSOR else spec, shapes, trained, identities(self._places()), count)
         try:
             hash(key)
         except TypeError:
@@ -144,98 +223,6 @@ class CompiledSVI(SVI):
         self.why_eager = " ".join(why.split())
         self._graphs.clear()
         log.warning("steps run eagerly: %s", self.why_eager)
-
-
-class _Step:
-    """The compiled step for one shape of the arguments."""
-
-    def __init__(self, svi: CompiledSVI, leaves: list[Any], spec: TreeSpec) -> None:
-        self.optim = svi.optim
-        args = _tensors(leaves)
-        self.captured, self.parameters = loss_and_gradients(svi, leaves, spec)
-        self.device = self.parameters[0].device
-        self._bind(args, svi.taken)
-        self._function: Function = retraced(self._whole, self._inputs)
-        if svi.inductor:
-            self._function = compiled(self._function, self._inputs)
-        self._recorded = Recorded(self._function, self._inputs) if self.device.type == "cuda" else None
-
-    def __call__(self, leaves: list[Any], taken: int) -> Tensor:
-        """One step on these arguments, ``taken`` being the number of steps before it; returns the loss."""
-        args = _tensors(leaves)
-        if not self.update.current:  # a checkpoint was loaded
-            self._bind(args, taken)
-            self._recorded = Recorded(self._function, self._inputs) if self._recorded else None
-        self._write_numbers(self.update.advance(taken - self._bound_at))
-        if self._recorded is not None:
-            torch._foreach_copy_(self._inputs[self._args], args)
-            return self._recorded()[0]
-        self._inputs[self._args] = args
-        with torch.no_grad():
-            return self._function(*self._inputs)[0]
-
-    def _bind(self, args: list[Tensor], taken: int) -> None:
-        """Look up the tensors that every step reads and writes."""
-        self.update = Update(self.optim, self.parameters)
-        self._bound_at = taken
-        numbers = self.update.rows
-        self._numbers = torch.zeros(numbers, dtype=self.parameters[0].dtype, device=self.device)
-        self._args = slice(len(self.captured.tensors), len(self.captured.tensors) + len(args))
-        on_device = [arg.clone() for arg in args] if self.device.type == "cuda" else args
-        state = [*self.update.tensors, *self.update.counters, self._numbers]
-        self._inputs = [*self.captured.tensors, *on_device, *state]
-
-    def _whole(self, *inputs: Tensor) -> tuple[Tensor]:
-        """The whole step on stand-ins for the inputs: the loss, its gradient, and the update written in place."""
-        lifted, args, rest = inputs[: self._args.start], inputs[self._args], inputs[self._args.stop :]
-        loss, *gradients = self.captured.graph(*lifted, *args)
-        stand_ins = {id(tensor): stand_in for tensor, stand_in in zip(self.captured.tensors, lifted, strict=True)}
-        state = rest[: len(self.update.tensors)]
-        counters, numbers = rest[len(self.update.tensors) : -1], rest[-1]
-        parameters = [stand_ins[id(parameter)] for parameter in self.parameters]
-        self.update.apply(parameters, gradients, state, counters, numbers, args[0].shape[0])
-        return (loss,)
-
-    def _write_numbers(self, numbers: list[tuple[float, ...]]) -> None:
-        if self.device.type == "cpu":
-            self._numbers.copy_(torch.tensor(numbers, dtype=self._numbers.dtype))
-        else:  # through pinned memory, without a wait
-            host = torch.tensor(numbers, dtype=self._numbers.dtype, pin_memory=True)
-            self._numbers.copy_(host, non_blocking=True)
-
-
-def loss_and_gradients(svi: CompiledSVI, leaves: list[Any], spec: TreeSpec) -> tuple[Captured, list[Tensor]]:
-    """The graph of a step's loss and of its gradient for each parameter that has one; these parameters.
-
-    Raises:
-        CannotCapture: see :func:`inference.capture.capture`.
-    """
-    candidates = [p for o in optimizers_of(svi.optim) for g in o.param_groups for p in g["params"] if p.requires_grad]
-    reached: list[Tensor] = []
-
-    def function(*tensors: Tensor) -> list[Tensor]:
-        rest = iter(tensors)
-        args, kw = tree_unflatten([next(rest) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
-        loss = svi.differentiable_loss(*args, **kw)
-        if not (isinstance(loss, Tensor) and loss.requires_grad):
-            raise CannotCapture("the loss has no gradient")
-        gradients = torch.autograd.grad(loss, candidates, allow_unused=True)
-        reached[:] = [p for p, gradient in zip(candidates, gradients, strict=True) if gradient is not None]
-        return [loss.detach(), *[gradient for gradient in gradients if gradient is not None]]
-
-    captured = capture(function, _tensors(leaves), [svi.model, svi.guide, svi.objective])
-    return captured, reached
-
-
-def started(optim: pyro.optim.PyroOptim) -> bool:
-    """Whether the torch optimizers exist, and have state where they keep any."""
-    optimizers = optimizers_of(optim)
-    stateless = [isinstance(o, torch.optim.SGD) and not o.defaults["momentum"] for o in optimizers]
-    return bool(optimizers) and all(o.state or free for o, free in zip(optimizers, stateless, strict=True))
-
-
-def _tensors(leaves: list[Any]) -> list[Tensor]:
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
 
 def _no_plain_loss(kind: type) -> str | None:

@@ -8,31 +8,58 @@ the processor and on shapes alone, never on a measurement, so that a run repeats
 import platform
 from functools import cache
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
 aten = torch.ops.aten
+_SINGLE = (aten.mm.default, aten.addmm.default)
+_BATCHES = (aten.bmm.default, aten.baddbmm.default)
+_WITH_BIAS = (aten.addmm.default, aten.baddbmm.default)
 MIN_FLOP = 4_000_000  # below this a product is done before the detour through Python pays
 _libraries: list[torch.library.Library] = []  # an operator lives as long as the library that defined it
 
 
 def use_faster_products(graph: GraphModule) -> int:
-    """Replace the large float32 products of a graph on the CPU, where oneDNN is the faster; returns how many."""
+    """Replace the large float32 products of a graph on the CPU, where oneDNN is the faster; returns how many.
+
+    The bias that is added to a product, and a hyperbolic tangent that nothing comes before, are computed with it.
+    """
     if not onednn_is_faster():
         return 0
     nodes = [node for node in graph.graph.nodes if _is_large(node)]
     for node in nodes:
-        *added, a, b = node.args[:3]
+        *bias, a, b = node.args[:3] if node.target in _WITH_BIAS else node.args
+        last = _only_tanh_after(node) if node.target in _SINGLE else None
         with graph.graph.inserting_before(node):
-            product = graph.graph.call_function(_operator(), (a, b))
-            if added:
-                product = graph.graph.call_function(aten.add.Tensor, (product, added[0]))
+            if node.target in _SINGLE:
+                rest = (bias[0] if bias else None, "none" if last is None else "tanh")
+                product = graph.graph.call_function(_operator(), (a, b, *rest))
+            else:
+                product = graph.graph.call_function(_batch_operator(), (a, b))
+                if bias:
+                    product = graph.graph.call_function(aten.add.Tensor, (product, bias[0]))
+        if last is not None:  # what reshapes the product now reshapes its tangent
+            before = cast(Node, last.args[0])
+            last.replace_all_uses_with(product if before is node else before)
+            graph.graph.erase_node(last)
         node.replace_all_uses_with(product)
         graph.graph.erase_node(node)
     graph.recompile()
     return len(nodes)
+
+
+def _only_tanh_after(node: Node) -> Node | None:
+    """The hyperbolic tangent that is all that becomes of a product, perhaps in another shape."""
+    while len(node.users) == 1:
+        (node,) = node.users
+        if node.target is aten.tanh.default:
+            return node
+        if node.target not in (aten.view.default, aten._unsafe_view.default):
+            return None
+    return None
 
 
 @cache
@@ -48,22 +75,39 @@ def _processor() -> str:
 
 
 def _is_large(node: Node) -> bool:
-    if node.target not in (aten.mm.default, aten.addmm.default) or node.kwargs:
+    if node.target not in (*_SINGLE, *_BATCHES) or node.kwargs:
         return False
     a, b = [arg.meta["val"] for arg in node.args if isinstance(arg, Node)][-2:]
+    bias = node.args[0].meta["val"] if node.target is aten.addmm.default else None  # type: ignore[union-attr]
     on_cpu = a.device.type == "cpu" and a.dtype == b.dtype == torch.float32
-    return on_cpu and 2 * a.shape[0] * a.shape[1] * b.shape[1] >= MIN_FLOP
+    vector = bias is None or bias.dim() == 1
+    return on_cpu and vector and 2 * a.shape[-2] * a.shape[-1] * b.shape[-1] >= MIN_FLOP
 
 
 @cache
 def _operator() -> torch._ops.OpOverload:
-    library = torch.library.Library("lowerbound", "DEF")
-    library.define("product(Tensor a, Tensor b) -> Tensor")
+    library = torch.library.Library("lowerbound", "FRAGMENT")
+    library.define("product(Tensor a, Tensor b, Tensor? bias, str activation) -> Tensor")
     library.impl("product", _product, "CPU")
-    library.impl("product", lambda a, b: a.new_empty((a.shape[0], b.shape[1])), "Meta")
+    library.impl("product", lambda a, b, bias, activation: a.new_empty((a.shape[0], b.shape[1])), "Meta")
     _libraries.append(library)
     return torch.ops.lowerbound.product.default
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")
+@cache
+def _batch_operator() -> torch._ops.OpOverload:
+    library = torch.library.Library("lowerbound", "FRAGMENT")
+    library.define("products(Tensor a, Tensor b) -> Tensor")
+    library.impl("products", _products, "CPU")
+    library.impl("products", lambda a, b: a.new_empty((a.shape[0], a.shape[1], b.shape[2])), "Meta")
+    _libraries.append(library)
+    return torch.ops.lowerbound.products.default
+
+
+def _product(a: Tensor, b: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(a, b.t(), bias, activation, [], "")
+
+
+def _products(a: Tensor, b: Tensor) -> Tensor:
+    """``(N, I, J) (N, J, K) -> (N, I, K)``, one after another."""
+    return torch.stack([_product(left, right, None, "none") for left, right in zip(a, b, strict=True)])

@@ -214,6 +214,13 @@ def optimizers_of(optim: pyro.optim.PyroOptim) -> list[torch.optim.Optimizer]:
     return [getattr(each, "optimizer", each) for each in optim.optim_objs.values()]
 
 
+def started(optim: pyro.optim.PyroOptim) -> bool:
+    """Whether the torch optimizers exist, and have state where they keep any."""
+    optimizers = optimizers_of(optim)
+    stateless = [isinstance(o, torch.optim.SGD) and not o.defaults["momentum"] for o in optimizers]
+    return bool(optimizers) and all(o.state or free for o, free in zip(optimizers, stateless, strict=True))
+
+
 def _slot(parameter: Tensor, optimizer: torch.optim.Optimizer, group: Group) -> Slot:
     kind = type(optimizer)
     if kind not in RULES:

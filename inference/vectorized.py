@@ -17,8 +17,9 @@ from torch.utils._pytree import tree_flatten
 
 from inference.backends import Function, Recorded, compiled, retraced
 from inference.capture import CannotCapture, constants, identities
-from inference.compiled import CompiledSVI, loss_and_gradients, started
-from inference.updates import Update
+from inference.compiled import CompiledSVI
+from inference.step import loss_and_gradients
+from inference.updates import Update, started
 
 log = logging.getLogger(__name__)
 aten = torch.ops.aten

@@ -1,0 +1,134 @@
+"""The function that a compiled step is: loss, gradient and update as one graph, of one step or of several."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import TreeSpec, tree_unflatten
+
+from inference.backends import Function, Recorded, compiled, retraced
+from inference.capture import CannotCapture, Captured, capture
+from inference.updates import Update, optimizers_of
+
+if TYPE_CHECKING:
+    from inference.compiled import CompiledSVI
+
+MOST_ANNEALED = 64  # numbers in a tensor that may change between the steps of one call, such as a weight
+
+
+class CompiledStep:
+    """The compiled step for one shape of the arguments, or several such steps as one function."""
+
+    def __init__(self, svi: "CompiledSVI", leaves: list[Any], spec: TreeSpec, count: int) -> None:
+        self.optim, self.count = svi.optim, count
+        args = tensors_of(leaves)
+        self.captured, self.parameters = loss_and_gradients(svi, leaves, spec)
+        self.device = self.parameters[0].device
+        self._annealed = self._that_may_change() if count > 1 else []
+        self._bind(args, svi.taken)
+        self._function: Function = retraced(self._whole, self._inputs)
+        if svi.inductor:
+            self._function = compiled(self._function, self._inputs)
+        self._recorded = Recorded(self._function, self._inputs) if self.device.type == "cuda" else None
+
+    def __call__(self, args: list[Tensor], rows: list[list[tuple[float, ...]]]) -> Tensor:
+        """The steps on these arguments, those of each step after those of the one before; returns the losses."""
+        self._write_numbers(rows)
+        if self._recorded is not None:
+            torch._foreach_copy_(self._inputs[self._args], args)
+            return self._recorded()[0]
+        self._inputs[self._args] = args
+        with torch.no_grad():
+            return self._function(*self._inputs)[0]
+
+    def numbers(self, taken: int) -> list[tuple[float, ...]]:
+        """What the optimizer needs to know of the step that comes after ``taken``; to be asked once for each step."""
+        if not self.update.current:  # a checkpoint was loaded
+            self._bind(self._inputs[self._args][: self._arity], taken)
+            self._recorded = Recorded(self._function, self._inputs) if self._recorded else None
+        return self.update.advance(taken - self._bound_at)
+
+    def note_annealed(self, i: int) -> None:
+        """Remember for step ``i`` of a call what the weights and temperatures are now."""
+        for tensor, values in zip(self._annealed, self._inputs[self._args.stop :], strict=False):
+            values[i].copy_(tensor)
+
+    def versions(self) -> list[int]:
+        """How often the tensors too large to be annealed were written; must not change between steps of one call."""
+        noted = {id(tensor) for tensor in self._annealed}
+        return [t._version for t in self.captured.tensors if id(t) not in noted]
+
+    def _that_may_change(self) -> list[Tensor]:
+        """The small tensors that the graph reads and does not write, such as a weight that is annealed."""
+        placeholders = [node for node in self.captured.graph.graph.nodes if node.op == "placeholder"]
+        written = {
+            id(tensor)
+            for node, tensor in zip(placeholders, self.captured.tensors, strict=False)
+            if any(user.target._schema.is_mutable for user in node.users if hasattr(user.target, "_schema"))
+        }
+        fixed = {id(parameter) for parameter in self.parameters} | written
+        return [t for t in self.captured.tensors if id(t) not in fixed and t.numel() <= MOST_ANNEALED]
+
+    def _bind(self, args: list[Tensor], taken: int) -> None:
+        """Look up the tensors that every step reads and writes."""
+        self.update = Update(self.optim, self.parameters)
+        self._bound_at, self._arity = taken, len(args)
+        numbers = (self.count, *self.update.rows)
+        self._numbers = torch.zeros(numbers, dtype=self.parameters[0].dtype, device=self.device)
+        self._args = slice(len(self.captured.tensors), len(self.captured.tensors) + self.count * len(args))
+        on_device = [arg.clone() if self.device.type == "cuda" else arg for _ in range(self.count) for arg in args]
+        annealed = [torch.stack([tensor.detach()] * self.count) for tensor in self._annealed]
+        state = [*self.update.tensors, *self.update.counters, self._numbers]
+        self._inputs = [*self.captured.tensors, *on_device, *annealed, *state]
+
+    def _whole(self, *inputs: Tensor) -> tuple[Tensor]:
+        """All steps on stand-ins for the inputs: the losses, the gradients, and the updates written in place."""
+        lifted, args, rest = inputs[: self._args.start], inputs[self._args], inputs[self._args.stop :]
+        annealed, rest = rest[: len(self._annealed)], rest[len(self._annealed) :]
+        state = rest[: len(self.update.tensors)]
+        counters, numbers = rest[len(self.update.tensors) : -1], rest[-1]
+        stand_ins = {id(tensor): stand_in for tensor, stand_in in zip(self.captured.tensors, lifted, strict=True)}
+        parameters = [stand_ins[id(parameter)] for parameter in self.parameters]
+        losses = []
+        for i in range(self.count):
+            own = args[i * self._arity : (i + 1) * self._arity]
+            now = {**stand_ins, **{id(t): values[i] for t, values in zip(self._annealed, annealed, strict=True)}}
+            loss, *gradients = self.captured.graph(*[now[id(tensor)] for tensor in self.captured.tensors], *own)
+            self.update.apply(parameters, gradients, state, counters, numbers[i], own[0].shape[0])
+            losses.append(loss)
+        return (torch.stack(losses),)
+
+    def _write_numbers(self, rows: list[list[tuple[float, ...]]]) -> None:
+        if self.device.type == "cpu":
+            self._numbers.copy_(torch.tensor(rows, dtype=self._numbers.dtype))
+        else:  # through pinned memory, without a wait
+            host = torch.tensor(rows, dtype=self._numbers.dtype, pin_memory=True)
+            self._numbers.copy_(host, non_blocking=True)
+
+
+def loss_and_gradients(svi: "CompiledSVI", leaves: list[Any], spec: TreeSpec) -> tuple[Captured, list[Tensor]]:
+    """The graph of a step's loss and of its gradient for each parameter that has one; these parameters.
+
+    Raises:
+        CannotCapture: see :func:`inference.capture.capture`.
+    """
+    candidates = [p for o in optimizers_of(svi.optim) for g in o.param_groups for p in g["params"] if p.requires_grad]
+    reached: list[Tensor] = []
+
+    def function(*tensors: Tensor) -> list[Tensor]:
+        rest = iter(tensors)
+        args, kw = tree_unflatten([next(rest) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
+        loss = svi.differentiable_loss(*args, **kw)
+        if not (isinstance(loss, Tensor) and loss.requires_grad):
+            raise CannotCapture("the loss has no gradient")
+        gradients = torch.autograd.grad(loss, candidates, allow_unused=True)
+        reached[:] = [p for p, gradient in zip(candidates, gradients, strict=True) if gradient is not None]
+        return [loss.detach(), *[gradient for gradient in gradients if gradient is not None]]
+
+    captured = capture(function, tensors_of(leaves), [svi.model, svi.guide, svi.objective])
+    return captured, reached
+
+
+def tensors_of(leaves: list[Any]) -> list[Tensor]:
+    """Those of the arguments that are tensors."""
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
