@@ -15,6 +15,7 @@ from inference.config import Config, ConfigError
 from inference.data import DataError, Dataset, Source, representation_for
 from inference.failures import one_line, out_of_memory
 from inference.objectives import Objective
+from inference.rows import limited
 from inference.structure import StructureError
 from models.conditional import Conditional
 
@@ -150,7 +151,8 @@ def _dataset(config: Config) -> Dataset:
             "data from a file need a stated likelihood; accepted: likelihood=bernoulli for zeros and ones, "
             "categorical or logistic for grey levels, gaussian or learned_gaussian for real numbers"
         )
-    return _build(config, "data", Dataset, likelihood=likelihood)
+    dataset = _build(config, "data", Dataset, likelihood=likelihood)
+    return limited(dataset, config.section("batching").limit)
 
 
 def _unused(config: Config) -> list[str]:
@@ -207,7 +209,7 @@ def _guide(config: Config, dataset: Dataset, model: nn.Module) -> nn.Module:
         nn.Module,
         event_shape=latent_shape,
         context_shape=dataset.shape,
-        net=_net(config, "encoder"),
+        net=_encoder(config, dataset),
         model=model,
     )
     return Amortized(core) if isinstance(core, Conditional) else core
@@ -230,6 +232,22 @@ def _introduce(config: Config, model: nn.Module, guide: nn.Module) -> None:
 def _net(config: Config, group: str) -> Callable[..., Any]:
     """A factory of nets whose complaints are of the encoder or decoder, not of the part that asked for the net."""
     return lambda in_shape, out_shape: _build(config, group, nn.Module, in_shape=in_shape, out_shape=out_shape)
+
+
+def _encoder(config: Config, dataset: Dataset) -> Callable[..., Any]:
+    """As :func:`_net`. Tokens are names, and an encoder of names is told how many there are."""
+    tokens, words = dataset.kind == "tokens", f"encoder={config.words['encoder']} with data={dataset.name}"
+    reads_tokens = _takes(config.factory("encoder"), "levels")
+
+    def build(in_shape: Any, out_shape: Any) -> nn.Module:
+        if tokens and not reads_tokens:
+            raise ConfigError(f"{words}: it reads numbers, and tokens are names; accepted: encoder=gru or lstm")
+        if reads_tokens and not tokens:
+            raise ConfigError(f"{words}: it reads lines of tokens, and these are none; accepted: encoder=mlp")
+        levels = dataset.observed_levels
+        return _build(config, "encoder", nn.Module, in_shape=in_shape, out_shape=out_shape, levels=levels)
+
+    return build
 
 
 def _objective(config: Config, dataset: Dataset, model: nn.Module, device: torch.device) -> pyro.infer.ELBO:

@@ -20,6 +20,7 @@ from guides.quantized import Quantized
 from guides.relaxed import concrete, straight_through, straight_through_mean
 from guides.semi_amortized import SemiAmortized
 from inference import datasets
+from inference.aggressive import aggressive
 from inference.annealing import AnnealedELBO, BetaELBO
 from inference.bounds import CIWAE, MIWAE, PIWAE, Renyi
 from inference.em_trainer import em, variational_em
@@ -31,7 +32,7 @@ from inference.quantization import VectorQuantization
 from inference.svi import svi
 from inference.thermodynamic import TVO
 from inference.wake_sleep import WakeSleep
-from models import flow_prior, likelihoods, nets, priors, vamp
+from models import flow_prior, likelihoods, nets, priors, text, text_nets, vamp
 from models.codebook import Codebook
 from models.discrete import UniformBits, uniform_one_hots
 from models.families import FamilyPrior
@@ -145,6 +146,8 @@ CATALOG: dict[str, dict[str, Factory]] = {
         "faithful": datasets.faithful,
         "iris": datasets.iris,
         "file": datasets.file,
+        "shakespeare": datasets.shakespeare,
+        "lines": datasets.lines,
     },
     "model": {
         "composed": composed,
@@ -188,6 +191,8 @@ CATALOG: dict[str, dict[str, Factory]] = {
         "categorical": likelihoods.Categorical,
         "logistic": likelihoods.DiscretizedLogistic,
         "pixelcnn": PixelCNNLikelihood,
+        "lstm": text.LSTMLikelihood,
+        "transformer": text.TransformerLikelihood,
     },
     "guide": {
         "diagonal": DiagonalNormal,
@@ -239,13 +244,15 @@ CATALOG: dict[str, dict[str, Factory]] = {
         "wake_sleep": WakeSleep,
         "vq": VectorQuantization,
     },
-    "inference": {"svi": svi, "em": em, "variational_em": variational_em},
+    "inference": {"svi": svi, "aggressive": aggressive, "em": em, "variational_em": variational_em},
     "encoder": {
         "mlp": nets.MLP,
         "gated": nets.GatedMLP,
         "conv": nets.ConvEncoder,
         "local": LocalEncoder,
         "linear": nets.Linear,
+        "gru": text_nets.GRUEncoder,
+        "lstm": text_nets.LSTMEncoder,
     },
     "decoder": {
         "mlp": nets.MLP,

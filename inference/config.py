@@ -32,7 +32,7 @@ STRUCTURAL: dict[str, tuple[str, ...]] = {
     "tokens": ("event_shape", "codes", "context_shape", "context_codes"),
     "likelihood": ("event_shape", "context_shape", "net", "levels", "outputs"),
     "guide": ("event_shape", "context_shape", "net", "model"),
-    "encoder": ("in_shape", "out_shape"),
+    "encoder": ("in_shape", "out_shape", "levels"),
     "decoder": ("in_shape", "out_shape"),
     "optimizer": ("parameters", "lr"),
     "objective": (),

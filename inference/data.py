@@ -11,8 +11,8 @@ from torch import Tensor
 from inference.streaming import RESIDENT_FRACTION, Rows, fits, gather, stream
 
 SPLITS = ("train", "valid", "test")
-REPRESENTATIONS = ("binary", "levels", "real")
-KINDS = ("binary", "grey", "real")
+REPRESENTATIONS = ("binary", "levels", "real", "tokens")
+KINDS = ("binary", "grey", "real", "tokens")
 NOISE_BLOCK = 1024  # rows that share one seed in Source.fixed
 
 
@@ -32,14 +32,15 @@ class Dataset:
 
     Attributes:
         name: the word it is chosen by.
-        kind: what a raw number is: ``"binary"`` (a bit), ``"grey"`` (an integer grey level) or ``"real"``.
-        shape: of one datum, ``(C, H, W)`` for images or ``(D,)`` for table rows.
-        levels: number of values a raw number can take: 2 for bits, 17 or 256, say, for greys, ``None`` for reals.
+        kind: what a raw number is: ``"binary"`` (a bit), ``"grey"`` (a level), ``"real"`` or ``"tokens"`` (a name).
+        shape: of one datum, ``(C, H, W)`` for images, ``(D,)`` for table rows, ``(T,)`` for lines of tokens.
+        levels: number of values of a raw number: 2 for bits, 17, say, for greys, V for tokens, ``None`` for reals.
         binarization: ``"dynamic"``, ``"static"`` or ``"none"``.
         splits: ``"train"``, ``"valid"``, ``"test"`` to rows ``(N, *shape)``: uint8 for bits and greys, else floats.
         labels: split to int64 labels ``(N,)``; empty where there are none.
         description: source, split sizes and binarization in words, for reports.
         default_likelihood: name of the likelihood that fits the observations.
+        vocabulary: what each token is written as; empty for other data. Token 0 ends a line.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Dataset:
     labels: Mapping[str, Tensor]
     description: str
     default_likelihood: str
+    vocabulary: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_choice("kind", self.kind, KINDS)
@@ -78,24 +80,27 @@ def representation_for(dataset: Dataset, supports: str, levels: int | None = Non
     Args:
         dataset: the data.
         supports: what the likelihood scores: ``"binary"`` (a mass function on 0 and 1), ``"levels"`` (a mass function
-            on 0, ..., levels - 1) or ``"real"`` (a density).
+            on 0, ..., levels - 1), ``"real"`` (a density) or ``"tokens"`` (a mass function on lines).
         levels: number of levels the likelihood was built for, where it has any; checked when given.
 
     Returns:
-        ``"binary"``, ``"levels"`` or ``"real"``. Bits are allowed under ``"levels"``, since a two-level categorical is
-        the Bernoulli, but then the likelihood has to be built for :attr:`Dataset.observed_levels` = 2.
+        ``supports``. Bits are allowed under ``"levels"``, since a two-level categorical is the Bernoulli, but then the
+        likelihood has to be built for :attr:`Dataset.observed_levels` = 2.
 
     Raises:
         DataError: when the likelihood's number would not be a log-likelihood of these data.
     """
     check_choice("supports", supports, REPRESENTATIONS)
-    if dataset.bits:
+    reason: str | None
+    if (dataset.kind == "tokens") != (supports == "tokens"):
+        reason = _why_not_tokens(dataset)
+    elif dataset.bits:
         reason = _why_not_bits(dataset, supports)
     elif dataset.kind == "grey":
         reason = _why_not_grey(dataset, supports)
     else:
-        reason = _why_not_real(supports)
-    if reason is None and supports == "levels" and levels not in (None, dataset.observed_levels):
+        reason = _why_not_real(supports) if dataset.kind == "real" else None
+    if reason is None and supports in ("levels", "tokens") and levels not in (None, dataset.observed_levels):
         reason = (
             f"its numbers take {dataset.observed_levels} values and the likelihood was built for {levels}; "
             f"build it with levels={dataset.observed_levels}"
@@ -103,6 +108,15 @@ def representation_for(dataset: Dataset, supports: str, levels: int | None = Non
     if reason is not None:
         raise DataError(f"data={dataset.name}: {reason}")
     return supports
+
+
+def _why_not_tokens(dataset: Dataset) -> str:
+    if dataset.kind == "tokens":
+        return "its observations are lines of tokens; choose likelihood=lstm or transformer"
+    return (
+        "this likelihood scores lines of tokens, and these are none; choose data=shakespeare, data=lines, or "
+        f"likelihood={dataset.default_likelihood}"
+    )
 
 
 def _why_not_bits(dataset: Dataset, supports: str) -> str | None:
@@ -141,10 +155,10 @@ class Source:
     Args:
         dataset: the data.
         split: ``"train"``, ``"valid"`` or ``"test"``.
-        representation: ``"binary"`` (0. and 1.), ``"levels"`` (0., ..., levels - 1.) or ``"real"``: greys uniformly
-            dequantized, (v + u)/levels in [0, 1) with u ~ U[0, 1), so that the expected log-density minus log levels
-            per number is a lower bound of the log-likelihood of the levels (Theis, van den Oord and Bethge 2016,
-            section 3.1); real numbers as they are.
+        representation: ``"binary"`` (0. and 1.), ``"levels"`` or ``"tokens"`` (0., ..., levels - 1.) or ``"real"``:
+            greys uniformly dequantized, (v + u)/levels in [0, 1) with u ~ U[0, 1), so that the expected log-density
+            minus log levels per number is a lower bound of the log-likelihood of the levels (Theis, van den Oord and
+            Bethge 2016, section 3.1); real numbers as they are.
         device: where batches are.
         dtype: of batches; the default dtype when ``None``.
         seed: of the noise in :meth:`fixed`.

@@ -9,6 +9,7 @@ from sklearn.datasets import load_digits, load_iris
 from inference.data import SPLITS, DataError, Dataset, check_choice
 from inference.files import find_root, missing, read_bit_text, read_idx, read_npz, unpack_bits
 from inference.rows import BINARIZATIONS, SHUFFLE_SEED, binary, grey, real, shuffled_splits, standardized
+from inference.text import lines, shakespeare
 from inference.userfile import file
 
 AMAT_URL = "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/"
@@ -189,7 +190,8 @@ def iris(root: str | None = None) -> Dataset:
 
 
 LOADERS: dict[str, Callable[..., Dataset]] = {
-    loader.__name__: loader for loader in (digits, mnist, omniglot, caltech, frey, cifar10, faithful, iris, file)
+    loader.__name__: loader
+    for loader in (digits, mnist, omniglot, caltech, frey, cifar10, faithful, iris, file, shakespeare, lines)
 }
 
 

@@ -109,6 +109,17 @@ class SVI(pyro.infer.SVI):
         parts = dict.fromkeys(part for program in programs for part in program.modules())  # shared ones once
         return [part for part in parts if callable(getattr(part, "at", None))]
 
+    def about(self) -> dict[str, float]:
+        """What the summary of a run is to say of how its steps were taken."""
+        return {}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What later steps depend on beside parameters, optimizer and random numbers, as named tensors."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Undo: continue from what :meth:`state_dict` returned."""
+
     def step(self, x: Tensor, *args: Any, **kw: Any) -> Tensor | float:
         """Take one step on the loss of a batch.
 

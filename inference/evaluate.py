@@ -248,6 +248,7 @@ def evaluate(
         )
         codes = code_scores(guide, x)
         exact = _exact(model, x)
+        words = _per_token(model, x, evidence)
     reconstruction = float(torch.cat([t.reconstruction for t in terms]).double().mean())
     kl = float(torch.cat([t.kl for t in terms]).double().mean())
     nll = -evidence.log_p.double()
@@ -273,6 +274,7 @@ def evaluate(
         **exact,
         **codes,
         **({"test/code_prior_bits_per_image": kl / math.log(2)} if codes else {}),
+        **words,
     }
     return summary, evidence
 
@@ -282,6 +284,23 @@ def _exact(model: Program, x: Tensor) -> dict[str, float]:
     if not hasattr(model, "log_evidence"):
         return {}
     return {"test/nll_exact": -float(torch.cat([model.log_evidence(some) for some in x.split(256)]).double().mean())}
+
+
+def _per_token(model: Program, x: Tensor, evidence: Evidence) -> dict[str, float]:
+    """The code length of text by its tokens, the ends of lines among them; places after the end are none."""
+    parts = model.modules() if isinstance(model, nn.Module) else ()
+    count = next((part.token_counts for part in parts if hasattr(part, "token_counts")), None)
+    if count is None:
+        return {}
+    tokens = int(count(x).sum())  # type: ignore[operator]
+    nats = -float(evidence.log_p.double().sum()) / tokens
+    perplexity = math.exp(nats) if nats < 700 else math.inf
+    return {
+        "test/nll_per_token": nats,
+        "test/perplexity": perplexity,
+        "test/tokens": tokens,
+        "test/bits_per_dim": nats / math.log(2),
+    }
 
 
 def evidence_table(index: Tensor, evidence: Evidence) -> Table:

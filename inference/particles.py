@@ -260,7 +260,7 @@ def decode(model: Program, latents: Mapping[str, Tensor], x: Tensor) -> TorchDis
 
     Latents that are not given are drawn from the model, conditional on those that are.
     """
-    conditioned = poutine.condition(poutine.uncondition(model), data=dict(latents))
+    conditioned = poutine.condition(poutine.uncondition(model), data={**latents, "x": x})
     sites = sample_sites(poutine.trace(conditioned).get_trace(x))
     if unknown := [name for name in latents if name not in sites or was_observed(sites[name])]:
         known = [name for name, site in sites.items() if not was_observed(site)]
@@ -269,15 +269,16 @@ def decode(model: Program, latents: Mapping[str, Tensor], x: Tensor) -> TorchDis
 
 
 def generate(model: Program, like: Tensor) -> tuple[dict[str, Tensor], TorchDistribution, Tensor]:
-    """Ancestral samples: latents from the prior, p(x|z) at them, and a draw of x. No guide takes part in it.
-
-    Args:
-        model: Pyro program.
-        like: any tensor with the shape of the data wanted, ``(n, *event_shape)``.
-    """
+    """Latents from the prior, p(x|z) at them, and a draw of x, for data ``(n, *event_shape)`` like those given."""
     sites = sample_sites(poutine.trace(poutine.uncondition(model)).get_trace(like))
     x = site_x(sites)
     return {name: s["value"] for name, s in sites.items() if not was_observed(s)}, x["fn"], x["value"]
+
+
+def prior_latents(model: Program, like: Tensor) -> dict[str, Tensor]:
+    """The latents alone of :func:`generate`, without a draw of x."""
+    sites = sample_sites(poutine.trace(model).get_trace(like))
+    return {name: site["value"] for name, site in sites.items() if not site["is_observed"]}
 
 
 def guess_max_plate_nesting(model: Program, guide: Program, *args: Any, **kw: Any) -> int:

@@ -12,7 +12,7 @@ from inference.closed_form import factors
 from inference.diagnostics import kl_per_dimension, posterior_means
 from inference.evaluate import evaluating, held_out
 from inference.figures import Gallery
-from inference.particles import decode, generate, particles
+from inference.particles import decode, generate, particles, prior_latents
 
 NUM_RECONSTRUCTIONS, NUM_SAMPLES, NUM_CODES, MANIFOLD_SIDE = 32, 100, 2000, 20
 
@@ -27,7 +27,7 @@ def gallery(setup: Setup) -> Gallery:
         shown = {name: z[:NUM_RECONSTRUCTIONS] for name, z in latents.items()}
         reconstructions = mean_or_draw(decode(model, shown, x[:NUM_RECONSTRUCTIONS]))
         prior, p_x, drawn = generate(model, x[:1].expand(NUM_SAMPLES, *dataset.shape))
-        many_prior, _, _ = generate(model, x[:1].expand(NUM_CODES, *dataset.shape))
+        many_prior = prior_latents(model, x[:1].expand(NUM_CODES, *dataset.shape))
         by_dimension = kl_per_dimension(model, guide, x)
         means = posterior_means(guide, x)
         grid = _manifold(setup, prior)
@@ -37,7 +37,7 @@ def gallery(setup: Setup) -> Gallery:
         value_range=(0.0, (dataset.observed_levels or 2) - 1.0) if setup.representation == "levels" else (0.0, 1.0),
         originals=_numpy(x[:NUM_RECONSTRUCTIONS]),
         reconstructions=_numpy(reconstructions),
-        samples=_numpy(mean_or_draw(p_x) if len(dataset.shape) == 3 else drawn),
+        samples=_numpy(mean_or_draw(p_x, drawn) if len(dataset.shape) == 3 else drawn),
         latent_means=_numpy(means),
         latent_draws=_numpy(_flat(latents)),
         prior_draws=_numpy(_flat(many_prior)),
@@ -47,12 +47,12 @@ def gallery(setup: Setup) -> Gallery:
     )
 
 
-def mean_or_draw(p_x: Distribution) -> Tensor:
-    """What a picture shows of p(x|z), ``(*batch, *shape)``: its mean, or a draw where entries depend on each other."""
+def mean_or_draw(p_x: Distribution, draw: Tensor | None = None) -> Tensor:
+    """What a picture shows of p(x|z), ``(*batch, *shape)``: its mean, or a draw where it knows none."""
     try:
         return p_x.mean
     except NotImplementedError:
-        return p_x.sample()
+        return p_x.sample() if draw is None else draw
 
 
 def _manifold(setup: Setup, prior: dict[str, Tensor]) -> np.ndarray | None:

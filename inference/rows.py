@@ -1,13 +1,14 @@
 """From raw arrays to a data set: fixed shuffles, fixed bits, and the sentences that reports print."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from inference.data import SPLITS, DataError, Dataset, check_choice
-from inference.streaming import Rows
+from inference.streaming import Rows, gather
 
 BINARIZATIONS = ("dynamic", "static", "none")
 SHUFFLE_SEED = 0  # of every split that is shuffled
@@ -152,3 +153,23 @@ def standardized(splits: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray
 
 def _numbers(values: np.ndarray) -> str:
     return " ".join(f"{value:.4g}" for value in values)
+
+
+def limited(dataset: Dataset, count: int) -> Dataset:
+    """The same with ``count`` training rows, chosen at random, always the same ones; with all of them for 0.
+
+    Raises:
+        DataError: there are not so many.
+    """
+    have = len(dataset.splits["train"])
+    if count > have:
+        raise DataError(
+            f"data.limit={count}: {dataset.name} has {have:,} training rows; accepted: up to that, 0 for all"
+        )
+    if not count:
+        return dataset
+    index = torch.randperm(have, generator=torch.Generator().manual_seed(0))[:count].sort().values
+    splits = {**dataset.splits, "train": gather(dataset.splits["train"], index)}
+    labels = {split: some[index] if split == "train" else some for split, some in dataset.labels.items()}
+    description = f"{dataset.description} Of the training rows {count:,} were used, chosen at random."
+    return replace(dataset, splits=splits, labels=labels, description=description)

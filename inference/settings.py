@@ -67,17 +67,21 @@ class Batching:
 
     Args:
         batch_size: data in a batch.
+        limit: training data used, chosen at random once for all seeds; 0 for all.
         resident: whether all raw rows lie on the device: auto, yes or no.
         workers: processes that read ahead when they do not.
     """
 
     batch_size: int = 100
+    limit: int = 0
     resident: str = "auto"
     workers: int = 1
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"data.batch_size: {self.batch_size} is below 1")
+        if self.limit < 0:
+            raise ValueError(f"data.limit: {self.limit} is below 0; 0 takes all training data")
         if self.workers < 0:
             raise ValueError(f"data.workers: {self.workers} is below 0; 0 reads in the training's own process")
         if self.resident not in ("auto", "yes", "no"):

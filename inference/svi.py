@@ -29,12 +29,26 @@ def svi(
 ) -> Trainer:
     """Stochastic variational inference: gradient steps on batches, model and guide together."""
     settings = setup.config.section("trainer")
+    engine = _engine(settings.engine, setup.config.section("batching").batch_size)
+    return trainer_of(setup, folder, observers, guide, objective, optimizer, engine)
+
+
+def trainer_of(
+    setup: "Setup",
+    folder: Path,
+    observers: tuple[Observer, ...],
+    guide: nn.Module,
+    objective: pyro.infer.ELBO,
+    optimizer: OptimizerFactory,
+    engine: Callable[..., SVI],
+) -> Trainer:
+    """A trainer whose steps ``engine(model, guide, optimizer, objective)`` takes."""
+    settings = setup.config.section("trainer")
     parts = [setup.model, guide, objective]
     programs = nn.ModuleList(p for p in parts if isinstance(p, nn.Module))  # shared parameters count once
     clip = settings.gradient_clip or None
     shared = SharedOptimizer(programs.parameters(), optimizer, settings.learning_rate, clip)
     batches = Batches(setup.source("train"), setup.config.section("batching").batch_size, setup.seed)
-    engine = _engine(settings.engine, batches.batch_size)
     return Trainer(
         engine(setup.model, guide, shared, objective), batches, settings, folder, validation(setup), observers
     )

@@ -171,6 +171,7 @@ class Trainer:
                 for key, tensor in program.state_dict().items()
             },
             **checkpoint.prefixed("optimizer", self.svi.optim.tensors()),
+            **checkpoint.prefixed("svi", self.svi.state_dict()),
             **checkpoint.prefixed("rng", checkpoint.rng_state()),
             **checkpoint.prefixed("batches", {k: v for k, v in batches.items() if isinstance(v, Tensor)}),
             "window": self.window,
@@ -194,6 +195,7 @@ class Trainer:
         self._check_origin(state)
         load_programs(tensors, self.programs)
         self.svi.optim.load_tensors(checkpoint.under("optimizer", tensors))
+        self.svi.load_state_dict(checkpoint.under("svi", tensors))
         try:
             self.batches.load_state_dict({**state["batches"], **checkpoint.under("batches", tensors)})
         except DataError as error:
@@ -206,6 +208,7 @@ class Trainer:
     def recall(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Take over what a checkpoint's run has come to, without going on."""
         load_programs(tensors, self.programs)
+        self.svi.load_state_dict(checkpoint.under("svi", tensors))
         self.step, self.seconds = state["step"], state["seconds"]
 
     def summary(self) -> dict[str, Any]:
@@ -216,6 +219,7 @@ class Trainer:
             "train/seconds": round(self.seconds, 3),
             "train/steps_per_second": round(self.step / self.seconds, 3) if self.seconds else None,
             "train/parameters": sum(parameter.numel() for parameter in self.svi.optim.parameters),
+            **self.svi.about(),
         }
 
     def note(self) -> str:

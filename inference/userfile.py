@@ -14,7 +14,7 @@ ACCEPTED = (
     "rows (N, D), (N, H, W) or (N, C, H, W); uint8 or bool for bits and grey levels, float16, float32 or float64 for "
     "real numbers, all finite"
 )
-SUPPORTS = {"bernoulli": "binary", "categorical": "levels", "logistic": "levels"}
+SUPPORTS = {"bernoulli": "binary", "categorical": "levels", "logistic": "levels", "pixelcnn": "levels"}
 CHUNK = 1 << 22  # values looked at together when a file larger than memory is checked
 
 

@@ -35,6 +35,7 @@ from models.nets import MLP, ConvDecoder, ConvEncoder, GatedMLP, Linear
 from models.pixel_decoder import PixelCNNLikelihood
 from models.ppca import PPCA, LinearGaussian
 from models.priors import LearnedNormal, MixturePrior, StandardNormal
+from models.text import LSTMLikelihood, TransformerLikelihood
 from models.vamp import AggregatedPosterior, VampPrior
 
 
@@ -83,6 +84,9 @@ CASES = {
     "DiscretizedLogistic shared": lambda: likelihoods.DiscretizedLogistic(IMAGE, (3,), MLP8, 16, shared_scale=True),
     "PixelCNNLikelihood": lambda: PixelCNNLikelihood(IMAGE, (3,), MLP8, channels=4, layers=2, kernel=3, features=2),
     "PixelCNNLikelihood grey": lambda: PixelCNNLikelihood(IMAGE, (3,), MLP8, levels=4, channels=4, layers=1),
+    "LSTMLikelihood": lambda: LSTMLikelihood((4,), (3,), levels=5, width=3, hidden=4, layers=2),
+    "LSTMLikelihood skip": lambda: LSTMLikelihood((4,), (3,), levels=5, width=3, hidden=4, layers=2, skip=True),
+    "TransformerLikelihood": lambda: TransformerLikelihood((4,), (3,), levels=5, width=4, heads=2, skip=True),
     "LinearGaussian": lambda: LinearGaussian((2, 3), (3,)),
     "DiagonalNormal": lambda: DiagonalNormal((3,), IMAGE, partial(ConvEncoder, channels=(5,), activation="tanh")),
     "DiagonalNormal as likelihood": lambda: DiagonalNormal(IMAGE, (3,), SMALL_CONV),
