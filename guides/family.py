@@ -22,14 +22,16 @@ class FamilyConditional(Conditional):
     rises to the evidence of that orthant alone. Not valid, and refused, are families that leave the prior's support,
     and the Dirichlet under a density on R^D: its draws are points of the simplex, of volume zero there, so that the
     divergence is infinite and a difference of the two log-densities means nothing. Its place is under a prior on the
-    simplex, where it takes the last dimension of an event as one vector of probabilities.
+    simplex, where it takes the last dimension of an event as one vector of probabilities. Nor are families without the
+    moments that the prior's log-density needs: the mean of z^2 under a Cauchy distribution is infinite, so that under a
+    normal prior its bound is minus infinity, though every estimate of it is finite.
 
     Args:
         event_shape: shape of one draw.
         context_shape: shape of one context.
         net: builds the net, whose output is the unconstrained parameters, one after the other in the table's order.
         family: one of :data:`~models.families.FAMILIES`.
-        model: the model whose prior the support is checked against, where one is given.
+        model: the model whose prior support and tails are checked against, where one is given.
     """
 
     def __init__(
@@ -43,31 +45,40 @@ class FamilyConditional(Conditional):
         super().__init__(event_shape, context_shape)
         self.family = family
         self.output_shape = find(family).output_shape(event_shape)
-        _check_support(family, model)
+        _check_divergence(family, model)
         self.net = net(self.context_shape, self.output_shape)
 
     def forward(self, *context: Tensor) -> dist.Distribution:
         return FAMILIES[self.family].distribution(self.net(*context), self.event_shape)
 
 
-def _check_support(family: str, model: Any) -> None:
+def _check_divergence(family: str, model: Any) -> None:
+    """Refuse a family whose divergence from a known prior is infinite."""
     support = _support_of_prior(model)
     if support is None:
         return
-    where = region(support)
-    accepted = families_inside(where)
+    where, tail_order = region(support), model.prior.tail_order or 0
+    accepted = families_inside(where, tail_order)
     if family not in accepted:
         listed = f"a family inside it: {', '.join(accepted)}" if accepted else "no family under that prior"
-        raise ValueError(
-            f"KL(q || p) is infinite, for draws of {family} ({FAMILIES[family].support}) have no density inside the "
-            f"prior's support ({where or 'discrete or bounded by parameters'}); accepted: {_elsewhere(family)}{listed}"
-        )
+        if family in families_inside(where):
+            reason = (
+                f"{family} has absolute moments up to order {FAMILIES[family].moments:g}, and -log p(z) of the prior "
+                f"grows like order {tail_order:g}"
+            )
+        else:
+            reason = (
+                f"draws of {family} ({FAMILIES[family].support}) have no density inside the prior's support "
+                f"({where or 'discrete or bounded by parameters'})"
+            )
+        raise ValueError(f"KL(q || p) is infinite, for {reason}; accepted: {_elsewhere(family, where)}{listed}")
 
 
-def _elsewhere(family: str) -> str:
+def _elsewhere(family: str, where: str | None) -> str:
     """What to ask for instead of the prior."""
-    moving = FAMILIES[family].moving_support or FAMILIES[family].support == "real"
-    return "prior=standard, or " if moving else f"prior=family prior.family={family}, or "
+    moving = FAMILIES[family].moving_support
+    real = FAMILIES[family].support == "real" and where != "real"
+    return "prior=standard, or " if moving or real else f"prior=family prior.family={family}, or "
 
 
 def _support_of_prior(model: Any) -> constraints.Constraint | None:

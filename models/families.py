@@ -42,6 +42,10 @@ class Family:
         score_identity: whether the mean of the gradient of log q(z) with respect to each parameter is zero. Where
             the density jumps at a moving edge it is not, and neither score-function gradients nor estimators that
             leave that term out (sticking the landing, DReG) are right; pathwise gradients are.
+        moments: the largest whole order of which every member has a finite absolute moment.
+        tail_order: minus the log-density of every member grows no faster than this power of |z|; infinite where
+            no one power will do. The mean of one family's log-density under another is finite where the other has
+            moments of this order.
     """
 
     constructor: Callable[..., dist.TorchDistribution]
@@ -51,6 +55,8 @@ class Family:
     event_dim: int = 0
     moving_support: bool = False
     score_identity: bool = True
+    moments: float = math.inf
+    tail_order: float = math.inf
 
     def shapes(self, event_shape: Sequence[int]) -> dict[str, torch.Size]:
         """The shape of each parameter, batch dimensions apart.
@@ -94,13 +100,13 @@ _real, _positive, _vector = constraints.real, constraints.positive, constraints.
 _loc_scale = {"loc": _real, "scale": _positive}
 
 # Where the table asks a tail exponent for more than its distribution does, the second moment is finite, and with it the
-# mean of a Gaussian log-density. The Cauchy distribution has none: under a Gaussian prior its bound is minus infinity,
-# and each estimate of it finite.
+# mean of a Gaussian log-density. The Cauchy distribution has no moments: under a Gaussian prior its bound is minus
+# infinity, and each estimate of it finite.
 FAMILIES: dict[str, Family] = {
-    "exponential": Family(dist.Exponential, {"rate": _positive}, (INVERSE_CDF,), "positive"),
-    "cauchy": Family(Cauchy, _loc_scale, (INVERSE_CDF,)),
-    "logistic": Family(Logistic, _loc_scale, (INVERSE_CDF, LOCATION_SCALE)),
-    "rayleigh": Family(Rayleigh, {"scale": _positive}, (INVERSE_CDF,), "positive"),
+    "exponential": Family(dist.Exponential, {"rate": _positive}, (INVERSE_CDF,), "positive", tail_order=1),
+    "cauchy": Family(Cauchy, _loc_scale, (INVERSE_CDF,), moments=0, tail_order=0),
+    "logistic": Family(Logistic, _loc_scale, (INVERSE_CDF, LOCATION_SCALE), tail_order=1),
+    "rayleigh": Family(Rayleigh, {"scale": _positive}, (INVERSE_CDF,), "positive", tail_order=2),
     "pareto": Family(
         Pareto,
         {"scale": _positive, "alpha": _above(2.0)},
@@ -108,6 +114,7 @@ FAMILIES: dict[str, Family] = {
         "positive",
         moving_support=True,
         score_identity=False,
+        moments=2,
     ),
     "weibull": Family(dist.Weibull, {"scale": _positive, "concentration": _positive}, (INVERSE_CDF,), "positive"),
     "reciprocal": Family(
@@ -120,15 +127,15 @@ FAMILIES: dict[str, Family] = {
     ),
     "gompertz": Family(Gompertz, {"concentration": _positive, "rate": _positive}, (INVERSE_CDF,), "positive"),
     "gumbel": Family(dist.Gumbel, _loc_scale, (INVERSE_CDF,)),
-    "erlang": Family(Erlang, {"rate": _positive}, (COMPOSITION,), "positive"),
-    "laplace": Family(dist.Laplace, _loc_scale, (LOCATION_SCALE,)),
+    "erlang": Family(Erlang, {"rate": _positive}, (COMPOSITION,), "positive", tail_order=1),
+    "laplace": Family(dist.Laplace, _loc_scale, (LOCATION_SCALE,), tail_order=1),
     "elliptical": Family(
         Elliptical,
         {"loc": _vector, "scale_tril": constraints.lower_cholesky, "power": _positive},
         (LOCATION_SCALE,),
         event_dim=1,
     ),
-    "student_t": Family(dist.StudentT, {"df": _above(2.0), **_loc_scale}, (LOCATION_SCALE,)),
+    "student_t": Family(dist.StudentT, {"df": _above(2.0), **_loc_scale}, (LOCATION_SCALE,), moments=2, tail_order=0),
     "uniform": Family(
         uniform, {"loc": _real, "width": _positive}, (LOCATION_SCALE,), moving_support=True, score_identity=False
     ),
@@ -138,17 +145,35 @@ FAMILIES: dict[str, Family] = {
         (LOCATION_SCALE,),
         moving_support=True,
     ),
-    "gaussian": Family(dist.Normal, _loc_scale, (LOCATION_SCALE,)),
-    "lognormal": Family(dist.LogNormal, _loc_scale, (COMPOSITION,), "positive"),
-    "gamma": Family(dist.Gamma, {"concentration": _positive, "rate": _positive}, (COMPOSITION,), "positive"),
+    "gaussian": Family(dist.Normal, _loc_scale, (LOCATION_SCALE,), tail_order=2),
+    "lognormal": Family(dist.LogNormal, _loc_scale, (COMPOSITION,), "positive", tail_order=1),
+    "gamma": Family(
+        dist.Gamma, {"concentration": _positive, "rate": _positive}, (COMPOSITION,), "positive", tail_order=1
+    ),
     "dirichlet": Family(
-        dist.Dirichlet, {"concentration": constraints.independent(_positive, 1)}, (COMPOSITION,), "simplex", event_dim=1
+        dist.Dirichlet,
+        {"concentration": constraints.independent(_positive, 1)},
+        (COMPOSITION,),
+        "simplex",
+        event_dim=1,
+        tail_order=0,
     ),
     "beta": Family(
-        dist.Beta, {"concentration1": _positive, "concentration0": _positive}, (COMPOSITION,), "unit interval"
+        dist.Beta,
+        {"concentration1": _positive, "concentration0": _positive},
+        (COMPOSITION,),
+        "unit interval",
+        tail_order=0,
     ),
-    "chi2": Family(dist.Chi2, {"df": _positive}, (COMPOSITION,), "positive"),
-    "f": Family(dist.FisherSnedecor, {"df1": _positive, "df2": _above(4.0)}, (COMPOSITION,), "positive"),
+    "chi2": Family(dist.Chi2, {"df": _positive}, (COMPOSITION,), "positive", tail_order=1),
+    "f": Family(
+        dist.FisherSnedecor,
+        {"df1": _positive, "df2": _above(4.0)},
+        (COMPOSITION,),
+        "positive",
+        moments=2,
+        tail_order=1,
+    ),
 }
 
 # Support of p -> supports of q that lie in it and have volume there. The simplex has none in R^D.
@@ -182,9 +207,10 @@ def region(support: constraints.Constraint) -> str | None:
     return by_type.get(type(support))
 
 
-def families_inside(where: str | None) -> list[str]:
-    """The words of all families that have a finite divergence from a density on that region."""
-    return sorted(word for word, family in FAMILIES.items() if family.support in _CONTAINS.get(where or "", ()))
+def families_inside(where: str | None, tail_order: float = 0) -> list[str]:
+    """The words of all families that have a finite divergence from a density on that region with such tails."""
+    inside = _CONTAINS.get(where or "", ())
+    return sorted(w for w, family in FAMILIES.items() if family.support in inside and family.moments >= tail_order)
 
 
 class FamilyPrior(Conditional):
@@ -204,7 +230,7 @@ class FamilyPrior(Conditional):
         if find(family).moving_support:
             fixed = ", ".join(sorted(word for word, other in FAMILIES.items() if not other.moving_support))
             raise ValueError(f"the support of {family} moves with its parameters, away from latents; accepted: {fixed}")
-        self.family = family
+        self.family, self.tail_order = family, find(family).tail_order
         self.unconstrained = nn.Parameter(torch.zeros(find(family).output_shape(event_shape)))
 
     def forward(self, *context: Tensor) -> dist.Distribution:

@@ -22,6 +22,7 @@ class StandardNormal(Conditional):
 
     loc: Tensor
     scale: Tensor
+    tail_order = 2.0
 
     def __init__(self, event_shape: Sequence[int], context_shape: Sequence[int] = ()) -> None:
         super().__init__(event_shape, context_shape)
@@ -43,6 +44,8 @@ class LearnedNormal(Conditional):
         context_shape: shape of a context to ignore, where one is given.
     """
 
+    tail_order = 2.0
+
     def __init__(self, event_shape: Sequence[int], context_shape: Sequence[int] = ()) -> None:
         super().__init__(event_shape, context_shape)
         self.loc = nn.Parameter(torch.zeros(self.event_shape))
@@ -63,6 +66,8 @@ class MixturePrior(Conditional):
         context_shape: shape of a context to ignore, where one is given.
         components: number of components.
     """
+
+    tail_order = 2.0
 
     def __init__(self, event_shape: Sequence[int], context_shape: Sequence[int] = (), components: int = 10) -> None:
         super().__init__(event_shape, context_shape)

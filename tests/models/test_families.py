@@ -498,7 +498,7 @@ def test_a_step_never_waits_for_the_device(word):
 
 
 def tiny_pair(word):
-    prior = FamilyPrior((2,), family="dirichlet") if word == "dirichlet" else StandardNormal((2,))
+    prior = FamilyPrior((2,), family=word) if word in ("dirichlet", "cauchy") else StandardNormal((2,))
     model = LatentVariableModel(prior, FixedGaussian((3,), (2,), Linear))
     return model, Amortized(FamilyConditional((2,), (3,), Linear, word, model))
 
@@ -564,8 +564,11 @@ def test_events_of_more_dimensions(word):
 @pytest.mark.parametrize(
     ("prior", "accepted"),
     [
-        ("gaussian", set(FAMILIES) - {"dirichlet"}),
-        ("elliptical", set(FAMILIES) - {"dirichlet"}),
+        ("gaussian", set(FAMILIES) - {"dirichlet", "cauchy"}),
+        ("laplace", set(FAMILIES) - {"dirichlet", "cauchy"}),
+        ("student_t", set(FAMILIES) - {"dirichlet"}),
+        ("cauchy", set(FAMILIES) - {"dirichlet"}),
+        ("elliptical", set(FAMILIES) - {"dirichlet", "cauchy", "student_t", "pareto", "f"}),
         ("exponential", set(families_inside("positive"))),
         ("gamma", {"exponential", "rayleigh", "pareto", "reciprocal", "weibull", "gompertz", "erlang", "lognormal"}),
         ("beta", {"beta"}),
@@ -580,8 +583,40 @@ def test_a_guide_stays_inside_the_prior(prior, accepted):
         if word in accepted:
             FamilyConditional((2,), (3,), Linear, word, model)
         else:
-            with pytest.raises(ValueError, match=f"draws of {word} .*prior's support.*accepted"):
+            with pytest.raises(ValueError, match=f"{word} .*(prior's support|moments up to order).*accepted"):
                 FamilyConditional((2,), (3,), Linear, word, model)
+
+
+HEAVY = {"cauchy": stats.cauchy(), "student_t": stats.t(2.01), "pareto": stats.pareto(2.01), "f": stats.f(3, 4.01)}
+
+
+@every_family
+def test_moments_and_tails_of_the_table_are_scipys(word):
+    """Of the member with the heaviest tails the table's moment is finite and the next is not; log-densities far out."""
+    family, made = FAMILIES[word], HEAVY.get(word, by_scipy(word))
+    with np.errstate(all="ignore"):
+        if word in HEAVY:
+            assert family.moments == 0 or np.isfinite(made.moment(int(family.moments)))
+            assert not np.isfinite(made.moment(int(family.moments) + 1))
+        else:
+            assert family.moments == INF
+            assert np.isfinite(made.moment(6))
+        for far in (1e3, -1e3):  # by how much -log p grows from there to a hundred times that
+            near_value, far_value = -by_scipy(word).logpdf([far, 100 * far])
+            if np.isfinite([near_value, far_value]).all():
+                assert np.log(far_value / near_value) / np.log(100) < family.tail_order + 0.2
+            elif np.isfinite(near_value):
+                assert family.tail_order == INF
+
+
+def test_a_cauchy_guide_has_no_bound_under_a_normal_prior():
+    """What is refused: the mean of log p(z) is minus infinity, and averages of draws run away."""
+    z = FAMILIES["cauchy"].constructor(torch.zeros(100_000), torch.ones(100_000)).rsample()
+    log_p = StandardNormal((1,))().log_prob(z.unsqueeze(-1))
+    assert float(log_p.mean()) < -1000
+    with pytest.raises(ConfigError, match=r"cauchy has absolute moments up to order 0.*prior.family=cauchy"):
+        assemble(load(["guide=family", "guide.family=cauchy"]))
+    assemble(load(["guide=family", "guide.family=cauchy", "prior=family", "prior.family=cauchy"]))
 
 
 def test_discrete_priors_have_no_family():
