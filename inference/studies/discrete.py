@@ -170,9 +170,9 @@ def _moments(setup: Setup, place: Setup, x: Tensor, repeats: int) -> tuple[Momen
         if getattr(setup.objective, "num_particles", 1) > 2:  # another bound, with another gradient
             return measure(setup.objective, setup.model, setup.guide, x, repeats), {}
         reference = _reference(place, x, repeats)
-        found = measure(setup.objective, setup.model, setup.guide, x, repeats, reference.directions)
-    bias, error = found.bias("guide", reference)
-    return found, {"relative_bias": bias, "relative_bias_stderr": error, "reference": reference.origin}
+        found = measure(setup.objective, setup.model, setup.guide, x, repeats)
+    bias, error = found.bias_along("guide", reference) or (None, None)
+    return found, {"relative_bias": bias, "relative_bias_stderr": error, "reference": reference.origin["guide"]}
 
 
 def _reference(place: Setup, x: Tensor, repeats: int) -> Reference:
