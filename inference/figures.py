@@ -9,6 +9,7 @@ import numpy as np
 
 from inference import canvas, data_figures, latent_figures
 from inference.data_figures import Picture
+from inference.prior_figures import Density, code_usage, is_binary, prior_density
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Gallery:
         labels: of the N data, ``(N,)``, or ``None``.
         kl_per_dimension: mean over the data, ``(D,)`` nats, or ``None`` where the KL does not split.
         manifold: mean of p(x|z) for z on :func:`inference.data_figures.latent_grid`, ``(g, g, *shape)``, or ``None``.
+        latent_states: number of values of each latent whose draws are one-hot vectors laid side by side; 1 for others.
+        prior_density: of a latent in the plane, over a window that holds the draws, or ``None``.
     """
 
     shape: tuple[int, ...]
@@ -40,6 +43,8 @@ class Gallery:
     labels: np.ndarray | None
     kl_per_dimension: np.ndarray | None
     manifold: np.ndarray | None
+    latent_states: int = 1
+    prior_density: Density | None = None
 
     def __post_init__(self) -> None:
         if len(self.shape) not in (1, 3):
@@ -99,12 +104,18 @@ def _pictures(
     yield from _images(gallery) if len(gallery.shape) == 3 else _table(gallery)
     if gallery.latent_means is not None and gallery.latent_means.shape[1] >= 2:
         yield "latent_scatter", latent_figures.latent_scatter(gallery.latent_means, gallery.labels)
+    if gallery.prior_density is not None:
+        yield "prior_density", prior_density(gallery.prior_density, gallery.prior_draws, gallery.latent_draws)
     kl = gallery.kl_per_dimension
     matching = kl if kl is not None and len(kl) == gallery.latent_draws.shape[1] else None
-    yield (
-        "aggregated_posterior",
-        latent_figures.aggregated_posterior(gallery.latent_draws, gallery.prior_draws, matching),
-    )
+    if is_binary(gallery.latent_draws, gallery.prior_draws):
+        usage = code_usage(gallery.latent_draws, gallery.prior_draws, gallery.latent_states)
+        yield "aggregated_posterior", usage
+    else:
+        yield (
+            "aggregated_posterior",
+            latent_figures.aggregated_posterior(gallery.latent_draws, gallery.prior_draws, matching),
+        )
     if kl is not None:
         active = None
         if threshold is not None and gallery.latent_means is not None and gallery.latent_means.shape[1] == len(kl):

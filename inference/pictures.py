@@ -13,8 +13,10 @@ from inference.diagnostics import kl_per_dimension, posterior_means
 from inference.evaluate import evaluating, held_out
 from inference.figures import Gallery
 from inference.particles import decode, generate, particles, prior_latents
+from inference.prior_figures import Density
 
 NUM_RECONSTRUCTIONS, NUM_SAMPLES, NUM_CODES, MANIFOLD_SIDE = 32, 100, 2000, 20
+DENSITY_SIDE = 121  # points of the grid along each axis of the plane
 
 
 def gallery(setup: Setup) -> Gallery:
@@ -31,6 +33,8 @@ def gallery(setup: Setup) -> Gallery:
         by_dimension = kl_per_dimension(model, guide, x)
         means = posterior_means(guide, x)
         grid = _manifold(setup, prior)
+        density = _prior_density(model, torch.cat([_flat(latents), _flat(many_prior)]))
+    sites = list(latents.values())
     labels = dataset.labels.get("test")
     return Gallery(
         shape=dataset.shape,
@@ -44,7 +48,23 @@ def gallery(setup: Setup) -> Gallery:
         labels=None if labels is None else labels[index].numpy(),
         kl_per_dimension=None if by_dimension is None else _numpy(by_dimension),
         manifold=grid,
+        latent_states=sites[0].shape[-1] if len(sites) == 1 and sites[0].dim() == 3 else 1,
+        prior_density=density,
     )
+
+
+def _prior_density(model: Any, draws: Tensor) -> Density | None:
+    """The prior of a latent in the plane on a grid around draws ``(n, 2)``; None where there is none of that kind."""
+    prior = getattr(model, "prior", None)
+    if prior is None or tuple(getattr(prior, "event_shape", ())) != (2,):
+        return None
+    low, high = draws.quantile(0.002, 0), draws.quantile(0.998, 0)
+    half = 0.6 * float((high - low).max().clamp(min=1e-6))
+    steps = torch.linspace(-half, half, DENSITY_SIDE, dtype=draws.dtype, device=draws.device)
+    across, up = (float((low[i] + high[i]) / 2) + steps for i in (0, 1))
+    points = torch.cartesian_prod(across, up)  # (g * g, 2)
+    value = torch.cat([prior().log_prob(some).exp() for some in points.split(1024)]).reshape(DENSITY_SIDE, DENSITY_SIDE)
+    return Density(_numpy(across), _numpy(up), _numpy(value))
 
 
 def mean_or_draw(p_x: Distribution, draw: Tensor | None = None) -> Tensor:
