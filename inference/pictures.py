@@ -56,14 +56,16 @@ def gallery(setup: Setup) -> Gallery:
 def _prior_density(model: Any, draws: Tensor) -> Density | None:
     """The prior of a latent in the plane on a grid around draws ``(n, 2)``; None where there is none of that kind."""
     prior = getattr(model, "prior", None)
-    if prior is None or tuple(getattr(prior, "event_shape", ())) != (2,):
+    binary = bool(((draws == 0) | (draws == 1)).all())
+    if prior is None or tuple(getattr(prior, "event_shape", ())) != (2,) or binary:
         return None
     low, high = draws.quantile(0.002, 0), draws.quantile(0.998, 0)
     half = 0.6 * float((high - low).max().clamp(min=1e-6))
     steps = torch.linspace(-half, half, DENSITY_SIDE, dtype=draws.dtype, device=draws.device)
     across, up = (float((low[i] + high[i]) / 2) + steps for i in (0, 1))
     points = torch.cartesian_prod(across, up)  # (g * g, 2)
-    value = torch.cat([prior().log_prob(some).exp() for some in points.split(1024)]).reshape(DENSITY_SIDE, DENSITY_SIDE)
+    value = torch.cat([prior().log_prob(some).exp() for some in points.split(1024)]).nan_to_num()  # outside its support
+    value = value.reshape(DENSITY_SIDE, DENSITY_SIDE)  # (g * g,) -> (g, g)
     return Density(_numpy(across), _numpy(up), _numpy(value))
 
 

@@ -43,6 +43,7 @@ REMEDIES: dict[str, str] = {
     "cyclical": "objective=annealed objective.schedule=cyclical objective.warmup=0.8 objective.cycles=4",
     "free_bits": "objective=free_bits objective.nats=3 objective.group=all",
     "mmd": "objective=infovae objective.alpha=0.5 objective.scale=100",
+    "aggressive": "inference=aggressive",
     "vq": "model=vq guide=quantized objective=vq model.grid=[2,2] model.codes=16",
 }
 BUDGET = {
@@ -78,7 +79,7 @@ class CollapseSettings:
         decoders: their capacities, weakest first: words of this study (mlp, wide, pixelcnn_near, pixelcnn) or any
             run.py words, such as 'decoder=gated decoder.hidden=[50]'.
         remedies: each with the last decoder, at weight 1: words of this study (none, beta_half, annealing, cyclical,
-            free_bits, mmd, vq, ...) or any run.py words, such as 'objective=free_bits objective.nats=0.2'.
+            free_bits, mmd, aggressive, vq) or any run.py words, such as 'objective=free_bits objective.nats=0.2'.
         seeds: of the runs of each.
         collapsed_below: nats of mutual information below which a posterior is called collapsed.
         linear_betas: weights of the KL at which a linear VAE is trained; [] for none.
