@@ -62,8 +62,8 @@ MEANINGS = {
     "likelihood": "p(x|z), what a code says about the datum.",
     "guide": "The variational family q(z|x).",
     "objective": "The bound that was maximized.",
-    "inference": "How it was maximized: svi by stochastic gradients, aggressive with an encoder that catches up first, em by "
-    "closed-form half steps.",
+    "inference": "How it was maximized: svi by stochastic gradients, aggressive with an encoder that catches up first, "
+    "em by closed-form half steps.",
     "encoder": "The network that reads the datum.",
     "decoder": "The network that reads the code.",
     "optimizer": "How parameters follow the gradient.",
