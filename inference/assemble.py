@@ -61,8 +61,12 @@ class Setup:
         )
 
 
-def assemble(config: Config) -> Setup:
+def assemble(config: Config, dataset: Dataset | None = None) -> Setup:
     """Build the parts and put them together.
+
+    Args:
+        config: the words and their options.
+        dataset: to be used instead of the one that is named.
 
     Raises:
         ConfigError: parts that do not fit one another.
@@ -72,7 +76,7 @@ def assemble(config: Config) -> Setup:
     _check_inference(config)
     _check_sizes(config)
     torch.manual_seed(config.values.seed)
-    dataset = _dataset(config)
+    dataset = dataset or _dataset(config)
     config = config.complete(dataset.default_likelihood)
     model = _model(config, dataset)
     guide = _guide(config, dataset, model)

@@ -44,6 +44,7 @@ from models.latent import LatentVariableModel
 from models.latent_class import LatentClassModel
 from models.local_nets import LocalDecoder, LocalEncoder
 from models.masked_tokens import MaskedTransformer
+from models.one_hot_mixture import one_hot_gmm
 from models.pixel_decoder import PixelCNNLikelihood
 from models.pixelcnn import PixelCNN
 from models.ppca import PPCA
@@ -155,6 +156,7 @@ CATALOG: dict[str, dict[str, Factory]] = {
         "two_layer": two_layer,
         "vq": vq,
         "gmm": GaussianMixture,
+        "gmm_onehot": one_hot_gmm,
         "tabular": TabularVAE,
         "latent_class": LatentClassModel,
         "hmm": HMM,

@@ -147,7 +147,10 @@ def settings_from(cls: type, section: str, arguments: Iterable[str]) -> Any:
     """
     values = OmegaConf.create({section: OmegaConf.structured(cls)})
     _update(values, dict(parse_argument(argument) for argument in arguments))
-    return OmegaConf.to_object(values[section])
+    try:
+        return OmegaConf.to_object(values[section])
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def read_recipe(name: str) -> dict[str, Any]:

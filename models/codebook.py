@@ -5,6 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from models.kmeans import KMeans
+from models.tractable import spread_rows
+
 
 def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
     """The value of ``hard``, bit for bit, with the gradient of ``soft`` (Bengio, Leonard and Courville 2013).
@@ -141,40 +144,13 @@ class Codebook(nn.Module):
     @torch.no_grad()
     def start_at(self, inputs: Tensor, iterations: int = 20) -> None:
         """Start from the cluster means of inputs ``(*batch, D)``, and forget the moving averages."""
-        self.vectors.copy_(kmeans(inputs.reshape(-1, self.dim), self.size, iterations))
+        points = inputs.reshape(-1, self.dim)
+        means = KMeans((self.dim,), self.size).to(points)
+        means.codebook.copy_(spread_rows(points, self.size, repeats=True))
+        means.lloyd(points, iterations)
+        self.vectors.copy_(means.codebook)
         for average in (self.counts, self.sums, self.weight):
             average.zero_()
 
 
 _TINY = torch.finfo(torch.float32).tiny
-
-
-@torch.no_grad()
-def kmeans(points: Tensor, size: int, iterations: int = 20, start: Tensor | None = None) -> Tensor:
-    """Cluster means ``(size, D)`` of points ``(M, D)`` (Lloyd 1982); a cluster without points stays where it is.
-
-    Args:
-        points: ``(M, D)``.
-        size: number of clusters.
-        iterations: of assigning points and averaging them.
-        start: means to start from; by default points drawn in proportion to their squared distance from those drawn
-            before (Arthur and Vassilvitskii 2007).
-    """
-    means = spread_points(points, size) if start is None else start.clone()
-    for _ in range(iterations):
-        codes = torch.cdist(points, means).argmin(-1)
-        counts = torch.bincount(codes, minlength=size).to(points.dtype).unsqueeze(-1)
-        sums = torch.zeros_like(means).index_add_(0, codes, points)
-        means = torch.where(counts > 0, sums / counts.clamp(min=1), means)
-    return means
-
-
-def spread_points(points: Tensor, size: int) -> Tensor:
-    """``size`` of the points, far apart from one another: the start of K-means++."""
-    chosen = points[torch.randint(points.shape[0], (1,), device=points.device)]
-    for _ in range(size - 1):
-        distance = torch.cdist(points, chosen).min(-1).values.square()
-        # The floor lets a point be drawn again where there are fewer distinct points than codes.
-        nxt = torch.multinomial(distance + _TINY, 1)
-        chosen = torch.cat([chosen, points[nxt]])
-    return chosen

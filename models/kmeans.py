@@ -129,5 +129,13 @@ class KMeans(PyroModule):
         check_finite(x)
         self.codebook.copy_(spread_rows(self._flat(x), self.num_states, generator))
 
+    def lloyd(self, x: Tensor, iterations: int) -> None:
+        """At most so many iterations from where the codewords are, until they stand still."""
+        for _ in range(iterations):
+            before = self.codebook.detach().clone()
+            self.m_step(self.e_step(x)[0])
+            if torch.equal(before, self.codebook):
+                break
+
     def _flat(self, x: Tensor) -> Tensor:
         return x.reshape((*batch_shape(x, self.event_shape), self.event_shape.numel()))  # (*batch, *event) -> (*, D)

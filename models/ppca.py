@@ -111,6 +111,12 @@ def _root_of_inverse(matrix: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(reversed_root.T, identity, upper=False)
 
 
+def _entropy(factor: Tensor) -> Tensor:
+    """Of Gaussians with these Cholesky factors, ``(*batch, Q, Q) -> (*batch,)`` nats."""
+    size = factor.shape[-1]
+    return factor.diagonal(dim1=-2, dim2=-1).log().sum(-1) + 0.5 * size * (1 + math.log(2 * math.pi))
+
+
 class PPCA(LatentVariableModel):
     """Probabilistic PCA, z ~ N(0, I) and x ~ N(W z + mu, scale^2 I) (Tipping and Bishop 1999, section 3).
 
@@ -171,24 +177,33 @@ class PPCA(LatentVariableModel):
     @torch.no_grad()
     def e_step(self, x: Tensor, hard: bool = False) -> tuple[Statistics, Tensor]:
         """See :class:`models.tractable.EMModel`; moments of (z, 1) with itself and with x, about :attr:`shift`."""
-        x, p, root = self._flat(x), self.likelihood, self._posterior_root()
-        centred = x - p.loc
-        z = centred @ p.weight @ (root @ root.T)
-        size, width = z.shape
-        covariance = torch.zeros_like(root) if hard else p.scale.square() * root @ root.T
-        ones = torch.cat([z, z.new_ones(size, 1)], 1)  # (N, Q + 1)
-        around = x - self.shift
+        p, root = self.likelihood, self._posterior_root()
+        centred = self._flat(x) - p.loc
+        z, zero = centred @ p.weight @ (root @ root.T), torch.zeros_like(p.log_scale)
+        if hard:
+            return self._statistics(x, z, zero, zero), self._log_mode(centred, z)
+        factor = p.scale * root
+        covariance, entropy = z.shape[0] * factor @ factor.T, z.shape[0] * _entropy(factor)
+        return self._statistics(x, z, covariance, entropy), self.log_evidence(x)
+
+    @torch.no_grad()
+    def statistics(self, x: Tensor, loc: Tensor, scale_tril: Tensor) -> Statistics:
+        """Statistics of data ``(N, *event_shape)`` under any Gaussian q(z|x): ``loc`` (N, Q), factors (N, Q, Q)."""
+        covariance = torch.einsum("nij,nkj->ik", scale_tril, scale_tril)
+        return self._statistics(x, loc, covariance, _entropy(scale_tril).sum())
+
+    def _statistics(self, x: Tensor, z: Tensor, covariance: Tensor, entropy: Tensor) -> Statistics:
+        """Of means ``z`` (N, Q), and covariances and entropies summed over the data."""
+        around, width = self._flat(x) - self.shift, z.shape[1]
+        ones = torch.cat([z, z.new_ones(z.shape[0], 1)], 1)  # (N, Q + 1)
         own = ones.T.double() @ ones.double()
-        own[:width, :width] += size * covariance.double()
-        # log det(2 pi e covariance) / 2 for each datum
-        each = (p.scale * root).diagonal().log().sum() + 0.5 * width * (1 + math.log(2 * math.pi))
-        statistics = {
+        own[:width, :width] += covariance.double()
+        return {
             "own": own,
             "cross": (ones.T @ around).double(),
             "square": around.square().sum(1).double().sum(),
-            "entropy": (torch.zeros_like(each) if hard else size * each).double(),
+            "entropy": entropy.double().squeeze(),
         }
-        return statistics, self._log_mode(centred, z) if hard else self.log_evidence(x.unflatten(1, p.event_shape))
 
     def _log_mode(self, centred: Tensor, z: Tensor) -> Tensor:
         """log p(x, z), ``(N,)`` nats, of data less mu."""

@@ -57,17 +57,25 @@ def check_finite(x: Tensor) -> None:
         raise ValueError(f"{count} of {x.shape[0]} data hold NaN or infinity, the first is row {first}; leave them out")
 
 
-def spread_rows(x: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
+def spread_rows(x: Tensor, count: int, generator: torch.Generator | None = None, repeats: bool = False) -> Tensor:
     """``count`` rows of ``x`` (N, D) far from one another, ``(count, D)`` (k-means++, Arthur and Vassilvitskii 2007).
 
+    Args:
+        x: what is chosen from.
+        count: how many.
+        generator: of the choice.
+        repeats: whether to begin again where there are fewer distinct rows.
+
     Raises:
-        DegenerateError: there are fewer distinct rows.
+        DegenerateError: there are, and it may not.
     """
     first = torch.randint(x.shape[0], (1,), generator=generator, device=x.device)
     chosen = [x[first]]
     nearest = (x - chosen[0]).square().sum(1)
     while len(chosen) < count:
         if not bool(nearest.max() > 0):
+            if repeats:
+                return torch.cat([*chosen, *[x[first]] * (count - len(chosen))])
             raise DegenerateError(
                 f"{x.shape[0]} data have only {len(chosen)} distinct rows, too few to start {count} components at; "
                 f"try at most {len(chosen)} components"

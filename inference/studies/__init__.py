@@ -12,6 +12,7 @@ from inference.grid import split_arguments
 from inference.studies.autoencoder import AutoencoderSettings, autoencoder
 from inference.studies.collapse import CollapseSettings, collapse
 from inference.studies.discrete import DiscreteSettings, discrete
+from inference.studies.em_vs_svi import EMvsSVISettings, em_vs_svi
 from inference.studies.estimators import EstimatorsSettings, estimators
 from inference.studies.families import FamiliesSettings, families
 from inference.studies.rate_distortion import RateDistortionSettings, rate_distortion
@@ -23,6 +24,7 @@ STUDIES: dict[str, tuple[type, Study]] = {
     "estimators": (EstimatorsSettings, estimators),
     "collapse": (CollapseSettings, collapse),
     "autoencoder": (AutoencoderSettings, autoencoder),
+    "em_vs_svi": (EMvsSVISettings, em_vs_svi),
     "rate_distortion": (RateDistortionSettings, rate_distortion),
     "discrete": (DiscreteSettings, discrete),
     "theory": (TheorySettings, theory_study),
