@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pyro.distributions as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.conditional import Conditional, NetFactory
 from models.discrete import Bits, OneHots, check_states, joint
@@ -40,9 +40,9 @@ class OneHotCategoricals(Conditional):
     Their draws have no path to a parameter: use gradient=score_average, nvil, loo, vimco, muprop, rebar, relax or arm.
 
     Args:
-        event_shape: shape of one latent, ``(variables, classes)``.
+        event_shape: shape of one latent, ``(variables, classes)``, or ``(H, W, classes)`` of a grid.
         context_shape: shape of one context.
-        net: builds the net, whose output is the logits of the classes.
+        net: builds the net, whose output is the logits of the classes; for a grid it writes an image of them.
         model: the model whose prior the draws are checked against, where one is given.
     """
 
@@ -51,10 +51,30 @@ class OneHotCategoricals(Conditional):
     ) -> None:
         super().__init__(event_shape, context_shape)
         expect_prior(model, dist.OneHotCategorical, "draws one-hot vectors", "onehot")
-        self.net = net(self.context_shape, self.event_shape)
+        grid = len(self.event_shape) > 2
+        self.net = ClassesLast(net, self.context_shape, self.event_shape) if grid else net(context_shape, event_shape)
 
     def forward(self, *context: Tensor) -> dist.Distribution:
         return joint(OneHots(self.net(*context)), len(self.event_shape))
+
+
+class ClassesLast(nn.Module):
+    """A net that writes images, one channel for each class, with the classes put last.
+
+    Args:
+        net: builds the net.
+        in_shape: shape of its input.
+        out_shape: ``(H, W, classes)``.
+    """
+
+    def __init__(self, net: NetFactory, in_shape: Sequence[int], out_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.image = net(in_shape, (out_shape[-1], *out_shape[:-1]))
+        self.places = len(out_shape) - 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(*batch, *in_shape) -> (*batch, K, H, W) -> (*batch, H, W, K)."""
+        return self.image(x).movedim(-1 - self.places, -1)
 
 
 def summable(model: Any, context_shape: Sequence[int], net: NetFactory) -> Conditional | None:
@@ -81,7 +101,7 @@ def kind_of_prior(model: Any) -> Any:
     p = prior()
     while hasattr(p, "base_dist"):
         p = p.base_dist
-    return p
+    return getattr(p, "entry", p)
 
 
 def expect_prior(model: Any, kind: type, what: str, word: str) -> None:

@@ -35,6 +35,7 @@ from inference.wake_sleep import WakeSleep
 from models import flow_prior, likelihoods, nets, priors, text, text_nets, vamp
 from models.codebook import Codebook
 from models.discrete import UniformBits, uniform_one_hots
+from models.dvae import OneHotPrior, SoftEmbedding, check_grid
 from models.families import FamilyPrior
 from models.gmm import GaussianMixture
 from models.hierarchical import TwoLayerModel
@@ -92,6 +93,20 @@ def vq(
     codebook = Codebook(codes, code_dim, ema, decay, restart_below)
     prior = CodePrior(codebook, (height, width), tokens((height, width), codes))
     return LatentVariableModel(prior, likelihood(event_shape, (code_dim, height, width)))
+
+
+def dvae(
+    event_shape: Any,
+    likelihood: Factory,
+    tokens: Factory,
+    codes: int = 16,
+    code_dim: int = 8,
+    grid: tuple[int, int] = (2, 2),
+) -> LatentVariableModel:
+    """A grid of one-hot codes embedded softly (Ramesh et al. 2021), their prior by tokens=...; with guide=concrete."""
+    height, width = check_grid(grid)
+    prior = OneHotPrior(tokens((height, width), codes), codes)
+    return LatentVariableModel(prior, SoftEmbedding(likelihood(event_shape, (code_dim, height, width)), codes))
 
 
 def trace_elbo(particles: int = 1) -> pyro.infer.ELBO:
@@ -155,6 +170,7 @@ CATALOG: dict[str, dict[str, Factory]] = {
         "ppca": PPCA,
         "two_layer": two_layer,
         "vq": vq,
+        "dvae": dvae,
         "gmm": GaussianMixture,
         "gmm_onehot": one_hot_gmm,
         "tabular": TabularVAE,

@@ -9,13 +9,14 @@ from pyro.distributions import Delta, Independent
 from torch import Tensor
 
 from inference.particles import Program, StructureError, encode
+from models.discrete import OneHots, base_of
 from models.tokens import TokenPrior
 from models.vq import HardCodes
 
 
 @torch.no_grad()
 def encode_tokens(guide: Program, x: Tensor, site: str = "z", chunk: int = 1024) -> Tensor:
-    """The codes that a quantizing guide gives data ``(N, *event_shape)``: whole numbers ``(N, H, W)``.
+    """The codes that a guide gives data ``(N, *event_shape)``, the most probable ones: whole numbers ``(N, H, W)``.
 
     Raises:
         StructureError: the guide does not quantize that site.
@@ -25,9 +26,25 @@ def encode_tokens(guide: Program, x: Tensor, site: str = "z", chunk: int = 1024)
 
 def _codes(guide: Program, x: Tensor, site: str) -> Tensor:
     q = encode(guide, x).get(site)
-    if not isinstance(q, HardCodes):
-        raise StructureError(f"the guide quantizes no site '{site}'; use guide=quantized")
-    return q.codes
+    if isinstance(q, HardCodes):
+        return q.codes
+    if _is_grid(q):
+        return base_of(q).logits.argmax(-1)  # (N, H, W, K) -> (N, H, W)
+    raise StructureError(
+        f"the guide quantizes no site '{site}'; use guide=quantized, or model=dvae with a guide of one-hot vectors"
+    )
+
+
+def _is_grid(q: Any) -> bool:
+    """Whether a latent is a grid of one-hot vectors: of one alphabet, as codes are."""
+    return isinstance(base_of(q), OneHots) and len(q.event_shape) == 3
+
+
+def _alphabet(q: Any) -> int:
+    """The number of codes of a latent; 0 where it is none of codes."""
+    if isinstance(q, HardCodes):
+        return q.codebook.size
+    return q.event_shape[-1] if _is_grid(q) else 0
 
 
 @dataclass(frozen=True)
@@ -72,8 +89,9 @@ def code_usage(tokens: Tensor, codes: int) -> CodeUsage:
 @torch.no_grad()
 def code_scores(guide: Program, x: Tensor) -> dict[str, Any]:
     """What the summary of a run says of its codes over all data ``x``; nothing where no site is quantized."""
-    sites = {name: q for name, q in encode(guide, x[:1]).items() if isinstance(q, HardCodes)}
-    usages = [code_usage(encode_tokens(guide, x, name), q.codebook.size) for name, q in sites.items()]
+    with torch.random.fork_rng():
+        sites = {name: codes for name, q in encode(guide, x[:1]).items() if (codes := _alphabet(q))}
+        usages = [code_usage(encode_tokens(guide, x, name), codes) for name, codes in sites.items()]
     if not usages:
         return {}
     return {

@@ -171,8 +171,9 @@ def _moments(setup: Setup, place: Setup, x: Tensor, repeats: int) -> tuple[Momen
             return measure(setup.objective, setup.model, setup.guide, x, repeats), {}
         reference = _reference(place, x, repeats)
         found = measure(setup.objective, setup.model, setup.guide, x, repeats)
-    bias, error = found.bias_along("guide", reference) or (None, None)
-    return found, {"relative_bias": bias, "relative_bias_stderr": error, "reference": reference.origin["guide"]}
+    square, error = found.squared_bias("guide", reference) or (None, None)
+    origin = reference.origin["guide"]
+    return found, {"squared_bias": square, "squared_bias_stderr": error, "reference": origin}
 
 
 def _reference(place: Setup, x: Tensor, repeats: int) -> Reference:
@@ -221,7 +222,7 @@ def active(guide: nn.Module, x: Tensor) -> int:
 
 def _record(result: dict[str, Any]) -> dict[str, Any]:
     words = ("latents", "estimator", "seed", "train/steps")
-    found = ("perplexity", "active_codes", "variance", "milliseconds", "relative_bias", "relative_bias_stderr")
+    found = ("perplexity", "active_codes", "variance", "milliseconds", "squared_bias", "squared_bias_stderr")
     keys = (*words, *TRAINED, "test/nll_stderr", "test/nll_particles", *found, "reference")
     return {key: result.get(key) for key in keys}
 

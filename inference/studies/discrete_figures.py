@@ -11,7 +11,7 @@ from inference.figures import Figure
 from inference.study import Section
 from inference.table import Table, over_seeds
 
-COLUMNS = ("test/elbo", "test/nll", "perplexity", "active_codes", "variance", "milliseconds", "relative_bias")
+COLUMNS = ("test/elbo", "test/nll", "perplexity", "active_codes", "variance", "milliseconds", "squared_bias")
 ROW = 50  # pixels
 
 
@@ -22,7 +22,7 @@ def sections_of(records: list[dict[str, Any]], titles: Mapping[str, str], folder
         here = [record for record in records if record["latents"] == latents]
         rows = over_seeds(here, ["estimator", "seed"], COLUMNS).records()
         rows.sort(key=lambda row: row["test/nll"])
-        errors = {r["estimator"]: (r["relative_bias_stderr"], r["test/nll_stderr"]) for r in here}
+        errors = {r["estimator"]: (r["squared_bias_stderr"], r["test/nll_stderr"]) for r in here}
         for row in rows:
             row["bias_error"], row["data_error"] = errors[row["estimator"]]
             row["title"] = titles[row["estimator"]]
@@ -30,8 +30,8 @@ def sections_of(records: list[dict[str, Any]], titles: Mapping[str, str], folder
         origin = next((record["reference"] for record in here if record["reference"]), "")
         words = [
             "Best log p(x) first. Errors of bound and log p(x) are over seeds. Perplexity is of each latent's classes "
-            "over held-out data, averaged; a latent is in use where it tells 0.01 nats. The bias is along the "
-            f"gradient ({origin}), as a fraction of it: -1 is no gradient at all."
+            "over held-out data, averaged; a latent is in use where it tells 0.01 nats. The squared bias is a fraction "
+            f"of the squared length of the ELBO's gradient ({origin}), and estimated without bias."
         ]
         path = folder / "figures" / f"{latents.replace(' ', '_')}.png"
         sections.append(Section(latents, words, shown, [_draw(latents, rows, path)]))
@@ -43,7 +43,7 @@ def _words(row: Mapping[str, Any]) -> dict[str, Any]:
         error = row.get(f"{key}_stderr")
         return f"{sign * row[key]:.{digits}f}" + (f"\u202f±\u202f{error:.{digits}f}" if error is not None else "")
 
-    bias = row["relative_bias"]
+    bias = row["squared_bias"]
     return {
         "estimator": row["title"],
         "log p(x)": of("test/nll", 2, -1),
@@ -51,7 +51,7 @@ def _words(row: Mapping[str, Any]) -> dict[str, Any]:
         "perplexity": f"{row['perplexity']:.2f}",
         "in use": f"{row['active_codes']:.0f}",
         "variance": f"{row['variance']:.3g}" if _varies(row) else "0",
-        "bias": "" if bias is None else f"{bias:+.2f}\u202f±\u202f{row['bias_error']:.2f}",
+        "squared bias": "" if bias is None else f"{bias:+.2f}\u202f±\u202f{row['bias_error']:.2f}",
         "ms per gradient": f"{row['milliseconds']:.1f}",
     }
 
