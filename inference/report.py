@@ -37,7 +37,8 @@ MEANINGS = {
     "their frequencies; at most the size of the codebook.",
     "test/codes_used": "Codes of each codebook that occur at all in held-out data.",
     "test/code_bits_per_image": "Bits for the codes of a datum, by how often each occurs.",
-    "test/code_prior_bits_per_image": "Bits for the codes of a datum under the prior over codes: the KL in bits.",
+    "test/code_prior_bits_per_image": "Bits for the codes of a datum under their prior, less what drawn codes give "
+    "back: the KL in bits.",
     "test/code_fixed_bits_per_image": "Bits for the codes of a datum if all are equally likely.",
     "test/data": "Held-out data behind these numbers.",
     "test/mutual_information_estimator": "How the information was estimated; the marginal KL is the rest of the KL.",

@@ -1,9 +1,11 @@
 """Relaxed and straight-through draws: their gradients against quadrature, their scores against enumeration."""
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from scipy import stats
 from scipy.integrate import quad
 from scipy.special import expit
 from torch.distributions import kl_divergence
@@ -73,6 +75,34 @@ def test_the_quadrature_is_right():
         assert abs(difference - relaxed_gradient(temperature)) < 1e-7
     halfway = float(expit(ALPHA) * expit(-ALPHA)) * (slope(0) + slope(1)) / 2
     assert abs(straight_through_gradient(0.003) - halfway) < 1e-3
+
+
+@pytest.mark.row("4.20", "5.3")
+@pytest.mark.parametrize("kind", ["bits", "two classes"])
+def test_relaxed_draws_have_the_binary_concrete_density_which_integrates_to_one(kind):
+    """Maddison et al. (2017, eq. 22), written out; the draws against its integral."""
+    temperature = 0.7
+
+    def density(y):
+        odds = np.exp(ALPHA)
+        bottom = (odds * y**-temperature + (1 - y) ** -temperature) ** 2
+        return temperature * odds * (y * (1 - y)) ** (-temperature - 1) / bottom
+
+    assert quad(density, 0, 0.5)[0] + quad(density, 0.5, 1)[0] == pytest.approx(1.0, abs=1e-8)
+    at = torch.tensor(0.3)
+    by_pyro = dist.RelaxedBernoulli(torch.tensor(temperature), logits=torch.tensor(ALPHA)).log_prob(at).exp()
+    assert density(0.3) == pytest.approx(float(by_pyro))
+    alpha = torch.full((COUNT,), ALPHA)
+    if kind == "bits":
+        y = RelaxedBits(alpha, torch.tensor(temperature), False).rsample()
+    else:
+        y = RelaxedOneHots(torch.stack([alpha, torch.zeros(COUNT)], -1), torch.tensor(temperature), False).rsample()[
+            :, 0
+        ]
+    cumulative = lambda y, alpha=ALPHA: expit(temperature * np.log(y / (1 - y)) - alpha)  # noqa: E731
+    assert cumulative(0.3) == pytest.approx(quad(density, 0, 0.3)[0], abs=1e-8)
+    assert stats.kstest(y.numpy(), cumulative).pvalue > 1e-3
+    assert stats.kstest(y.numpy(), lambda y: cumulative(y, ALPHA + 0.05)).pvalue < 1e-3
 
 
 @pytest.mark.row("0.31", "4.20", "5.3")

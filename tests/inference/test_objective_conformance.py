@@ -264,6 +264,20 @@ def test_a_run_keeps_what_its_objective_learns_and_remembers(tmp_path):
     assert float(fresh.gradient.average()) < -10
 
 
+@pytest.mark.parametrize("gradient", ["rebar", "relax"])
+def test_a_run_keeps_the_control_variate_that_it_learns(tmp_path, gradient):
+    words = ["prior=bits", "guide=bits", "objective=elbo", f"objective.gradient={gradient}"]
+    tensors, _ = checkpoint.load(run(tmp_path, *words) / "checkpoint")
+    kept = checkpoint.under("objective", tensors)
+    assert abs(float(kept["gradient.control.scale"]) - 1) > 1e-3
+    fresh = ELBO(gradient=gradient)
+    fresh.prepare((1, 8, 8), (2,))
+    fresh.load_state_dict(kept)
+    temperature, scale = fresh.gradient.control()
+    assert float(scale.detach()) == pytest.approx(float(kept["gradient.control.scale"]))
+    assert abs(float(temperature.detach()) - 0.5) > 1e-4
+
+
 def test_a_run_says_in_each_row_what_the_weight_of_an_annealed_kl_is(tmp_path):
     folder = run(tmp_path, "objective=annealed", "objective.warmup=0.5")
     from inference.log import read_rows
