@@ -16,6 +16,7 @@ from inference.data import DataError, Dataset, Source, representation_for
 from inference.failures import one_line, out_of_memory
 from inference.objectives import Objective
 from inference.rows import limited
+from inference.pretraining import start_from_run
 from inference.structure import StructureError
 from models.conditional import Conditional
 
@@ -95,11 +96,16 @@ def start_from_data(setup: Setup) -> None:
 
     The likelihood's part is the recipe of Burda et al. (2016, section 5). Priors made of data take theirs here.
 
+    A run with ``run.start`` starts from the parameters of another one instead.
+
     Raises:
         ConfigError: data that a part cannot start from, such as fewer distinct ones than components.
     """
     source = setup.source("train")
     x = source.fixed(torch.arange(min(len(source), INITIAL_DATA)))
+    if setup.config.values.run.start:
+        start_from_run(setup.config.values.run.start, setup.model, setup.guide, x)
+        return
     mean = x.mean(0)
     for net in setup.guide.modules():
         if hasattr(net, "center_input") and net.in_shape == mean.shape:

@@ -8,6 +8,7 @@ import pyro.infer
 import torch
 
 from guides import enumerated, flow
+from guides.clustering import Clustering
 from guides.deterministic import Deterministic
 from guides.discrete import BernoulliBits, OneHotCategoricals
 from guides.exact import ExactPosterior
@@ -23,6 +24,7 @@ from inference import datasets
 from inference.aggressive import aggressive
 from inference.annealing import AnnealedELBO, BetaELBO
 from inference.bounds import CIWAE, MIWAE, PIWAE, Renyi
+from inference.clustering import VaDE
 from inference.em_trainer import em, variational_em
 from inference.enumeration import TraceEnum
 from inference.free_bits import FreeBits
@@ -46,6 +48,7 @@ from models.latent_class import LatentClassModel
 from models.local_nets import LocalDecoder, LocalEncoder
 from models.masked_tokens import MaskedTransformer
 from models.one_hot_mixture import one_hot_gmm
+from models.mixture_vae import MixtureVAE
 from models.pixel_decoder import PixelCNNLikelihood
 from models.pixelcnn import PixelCNN
 from models.ppca import PPCA
@@ -75,6 +78,11 @@ def two_layer(
     """Two layers of latents, p(z2) p(z1|z2) p(x|z1) (Burda et al. 2016), or p(x|z1, z2) with model.skip=true."""
     middle = DiagonalNormal((latent_dim,), (top_dim,), partial(nets.MLP, hidden=hidden))
     return TwoLayerModel(prior((top_dim,)), middle, likelihood(event_shape, (latent_dim + top_dim * skip,)), skip=skip)
+
+
+def gmm_vae(event_shape: Any, likelihood: Factory, latent_dim: int = 10, components: int = 10) -> MixtureVAE:
+    """A cluster, a code near its centre, a datum: p(c) p(z|c) p(x|z) (Jiang et al. 2017); with guide=clustering."""
+    return MixtureVAE(priors.MixturePrior((latent_dim,), components=components), likelihood(event_shape, (latent_dim,)))
 
 
 def vq(
@@ -173,6 +181,7 @@ CATALOG: dict[str, dict[str, Factory]] = {
         "dvae": dvae,
         "gmm": GaussianMixture,
         "gmm_onehot": one_hot_gmm,
+        "gmm_vae": gmm_vae,
         "tabular": TabularVAE,
         "latent_class": LatentClassModel,
         "hmm": HMM,
@@ -238,6 +247,7 @@ CATALOG: dict[str, dict[str, Factory]] = {
         "enumerated_hard": enumerated.hard,
         "enumerated_uniform": enumerated.uniform,
         "summed_out": enumerated.SummedOut,
+        "clustering": Clustering,
         "bottom_up": BottomUp,
         "top_down": TopDown,
         "ladder": Ladder,
@@ -260,6 +270,7 @@ CATALOG: dict[str, dict[str, Factory]] = {
         "piwae": PIWAE,
         "tvo": TVO,
         "wake_sleep": WakeSleep,
+        "vade": VaDE,
         "vq": VectorQuantization,
     },
     "inference": {"svi": svi, "aggressive": aggressive, "em": em, "variational_em": variational_em},

@@ -46,6 +46,8 @@ def train(config: Config, console: Console) -> Path:
         refuse_used(folder)  # once more, now that nobody else can start one
         recipe = setup.config.tree()
         recipe["run"]["dir"] = str(folder)
+        if recipe["run"].get("start"):
+            recipe["run"]["start"] = str(Path(recipe["run"]["start"]).resolve())
         for name in ("root", "path"):  # resume and report may be asked for from another directory
             if recipe["data"].get(name):
                 recipe["data"][name] = str(Path(recipe["data"][name]).resolve())

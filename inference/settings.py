@@ -90,9 +90,15 @@ class Batching:
 
 @dataclass
 class RunSettings:
-    """Where a run is kept: ``dir``, by default a new folder under ``runs/``."""
+    """Where a run is kept, and where it comes from.
+
+    Args:
+        dir: its folder, by default a new one under ``runs/``.
+        start: the folder of a finished run whose parameters it starts from, where names and shapes agree.
+    """
 
     dir: str | None = None
+    start: str | None = None
 
 
 @dataclass

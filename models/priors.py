@@ -77,6 +77,23 @@ class MixturePrior(Conditional):
         self.loc = nn.Parameter(torch.randn(components, *self.event_shape) / math.sqrt(2))
         self.log_scale = nn.Parameter(torch.full((components, *self.event_shape), -math.log(2) / 2))
 
+    def component(self, c: Tensor) -> dist.TorchDistribution:
+        """p(z|c) of components ``(*batch)``: batch shape ``batch``, event shape :attr:`event_shape`."""
+        return dist.Normal(self.loc[c], self.log_scale[c].exp()).to_event(len(self.event_shape))
+
+    def responsibilities(self, z: Tensor) -> Tensor:
+        """log p(c|z) of latents ``(*batch, *event_shape)``, ``(*batch, C)``."""
+        parts = dist.Normal(self.loc, self.log_scale.exp()).to_event(len(self.event_shape))
+        log_joint = parts.log_prob(z.unsqueeze(-1 - len(self.event_shape))) + self.logits.log_softmax(0)
+        return log_joint.log_softmax(-1)
+
+    @torch.no_grad()
+    def become(self, logits: Tensor, loc: Tensor, scale: Tensor) -> None:
+        """Take the parameters of a mixture: ``(C,)`` and twice ``(C, *event_shape)``."""
+        self.logits.copy_(logits)
+        self.loc.copy_(loc.reshape(self.loc.shape))
+        self.log_scale.copy_(scale.reshape(self.loc.shape).log())
+
     def forward(self, *context: Tensor) -> dist.Distribution:
         parts = dist.Normal(self.loc, self.log_scale.exp()).to_event(len(self.event_shape))
         return mixture_of(parts, self.logits)

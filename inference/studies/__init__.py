@@ -10,6 +10,7 @@ from inference.config import ConfigError, settings_from
 from inference.console import Console
 from inference.grid import split_arguments
 from inference.studies.autoencoder import AutoencoderSettings, autoencoder
+from inference.studies.clustering import ClusteringSettings, clustering
 from inference.studies.collapse import CollapseSettings, collapse
 from inference.studies.discrete import DiscreteSettings, discrete
 from inference.studies.em_vs_svi import EMvsSVISettings, em_vs_svi
@@ -28,6 +29,7 @@ STUDIES: dict[str, tuple[type, Study]] = {
     "rate_distortion": (RateDistortionSettings, rate_distortion),
     "discrete": (DiscreteSettings, discrete),
     "theory": (TheorySettings, theory_study),
+    "clustering": (ClusteringSettings, clustering),
 }
 
 
