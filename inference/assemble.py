@@ -15,8 +15,8 @@ from inference.config import Config, ConfigError
 from inference.data import DataError, Dataset, Source, representation_for
 from inference.failures import one_line, out_of_memory
 from inference.objectives import Objective
-from inference.rows import limited
 from inference.pretraining import start_from_run
+from inference.rows import limited
 from inference.structure import StructureError
 from models.conditional import Conditional
 

@@ -47,8 +47,8 @@ from models.latent import LatentVariableModel
 from models.latent_class import LatentClassModel
 from models.local_nets import LocalDecoder, LocalEncoder
 from models.masked_tokens import MaskedTransformer
-from models.one_hot_mixture import one_hot_gmm
 from models.mixture_vae import MixtureVAE
+from models.one_hot_mixture import one_hot_gmm
 from models.pixel_decoder import PixelCNNLikelihood
 from models.pixelcnn import PixelCNN
 from models.ppca import PPCA
