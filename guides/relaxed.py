@@ -85,7 +85,7 @@ class RelaxedOneHots(OneHots):
 class MeanPathBits(RelaxedBits):
     """A bit that is drawn, and has the gradient of its mean: sg(bit - sigmoid(logits)) + sigmoid(logits).
 
-    The straight-through estimator of Bengio, Leonard and Courville (2013, section 4); no noise in the gradient.
+    The straight-through estimator of Bengio, Leonard and Courville (2013); no noise in the gradient.
     """
 
     def __init__(self, logits: Tensor, validate_args: bool | None = None) -> None:

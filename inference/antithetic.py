@@ -11,9 +11,9 @@ from models.inverse_cdf import open_uniform
 
 
 class ARM(LogitGradient):
-    """Augment-REINFORCE-merge: the bound at two draws of opposite noise (Yin and Zhou 2019, eq. 9).
+    """Augment-REINFORCE-merge: the bound at two draws of opposite noise (Yin and Zhou 2019, theorem 1).
 
-    For one-hot vectors, augment-REINFORCE-swap-merge (Yin, Yue and Zhou 2019, eq. 9): the bound at the C (C - 1) / 2
+    For one-hot vectors, augment-REINFORCE-swap-merge (Yin, Yue and Zhou 2019): the bound at the C (C - 1) / 2
     draws in which the noise of two classes has changed places, in all variables at once. Nothing is learned, and the
     bound is not differentiated in the draws.
     """

@@ -4,6 +4,7 @@ Each evaluates the bound at a point between the draws, by the linear extension o
 subtracts there it adds again as a gradient along a path. The mean of the gradient stays that of the bound.
 """
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log, prod
@@ -92,9 +93,9 @@ def discrete_site(draws: Particles, name: str) -> DiscreteSite:
 class LogitGradient(ScoreFunction):
     """Estimates the gradient in the logits of the guide; leaves say how, and autograd takes it from there."""
 
+    @abstractmethod
     def of_logits(self, objective: Bound, site: DiscreteSite, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The gradient of the bound in the logits, of their shape, and a term ``(N,)`` that trains the estimator."""
-        raise NotImplementedError
+        """The gradient of the bound in the logits, of their shape, and a term for each datum that trains this."""
 
     def estimate(self, objective: Bound, draw: Draw, x: Tensor) -> tuple[Tensor, Particles]:
         draws = draw(detach_draws=True)
@@ -108,7 +109,7 @@ class LogitGradient(ScoreFunction):
 
 
 class MuProp(LogitGradient, DecayingAverage):
-    """The bound's first-order expansion about the mean of the draws as control variate (Gu et al. 2016, eq. 5).
+    """The bound's first-order expansion about the mean of the draws as control variate (Gu et al. 2016, section 3).
 
     What the expansion leaves goes with the score, less its running average; the gradient of the expansion's mean is
     known.
@@ -140,7 +141,7 @@ class MuProp(LogitGradient, DecayingAverage):
 
 
 class REBAR(LogitGradient):
-    """The bound at a relaxed draw as control variate (Tucker et al. 2017, eq. 7).
+    """The bound at a relaxed draw as control variate (Tucker et al. 2017, section 3).
 
     The relaxed draw is subtracted where the score is, conditional on the draw, and comes back along its path. The noise
     of both is the same, so that they lie at one point and the bound is evaluated there once. Temperature and scale of

@@ -115,7 +115,7 @@ class OneHots(dist.OneHotCategorical):
 
 
 def scores_given(value: Tensor, q: Bits | OneHots) -> Tensor:
-    """Scores, log-odds or log-probabilities plus noise, that draw just this ``value`` (Tucker et al. 2017, appendix C).
+    """Scores, log-odds or log-probabilities plus noise, that draw just this ``value`` (Tucker et al. 2017).
 
     Distributed as ``q.scores`` given what was drawn; differentiable in the logits, the value and the noise held still.
     """

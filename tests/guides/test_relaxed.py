@@ -80,7 +80,7 @@ def test_the_quadrature_is_right():
 @pytest.mark.row("4.20", "5.3")
 @pytest.mark.parametrize("kind", ["bits", "two classes"])
 def test_relaxed_draws_have_the_binary_concrete_density_which_integrates_to_one(kind):
-    """Maddison et al. (2017, eq. 22), written out; the draws against its integral."""
+    """Maddison et al. (2017), written out; the draws against its integral."""
     temperature = 0.7
 
     def density(y):

@@ -35,7 +35,7 @@ def made(gradient, kind="bits"):
 
 @pytest.mark.row("0.31", "5.7")
 @pytest.mark.parametrize("gradient", CONTROLLED)
-@pytest.mark.parametrize("name", BOUNDS)
+@pytest.mark.parametrize("name", ["elbo_one", "elbo_analytic", "beta", "iwae", "miwae", "tvo"])
 def test_the_mean_is_the_enumerated_gradient_of_every_bound(name, gradient):
     assert_right(draws_of(name, made(gradient), "bits"), name, "bits")
 
