@@ -9,6 +9,7 @@ import torch
 
 from guides import enumerated, flow
 from guides.clustering import Clustering
+from guides.committed import CommittedNormal
 from guides.deterministic import Deterministic
 from guides.discrete import BernoulliBits, OneHotCategoricals
 from guides.exact import ExactPosterior
@@ -35,6 +36,7 @@ from inference.svi import svi
 from inference.thermodynamic import TVO
 from inference.wake_sleep import WakeSleep
 from models import flow_prior, likelihoods, nets, priors, text, text_nets, vamp
+from models.autoregressive_prior import AR1Prior
 from models.codebook import Codebook
 from models.discrete import UniformBits, uniform_one_hots
 from models.dvae import OneHotPrior, SoftEmbedding, check_grid
@@ -197,6 +199,7 @@ CATALOG: dict[str, dict[str, Factory]] = {
         "maf": flow_prior.AutoregressivePrior,
         "iaf": flow_prior.InverseAutoregressivePrior,
         "spline": flow_prior.SplinePrior,
+        "ar1": AR1Prior,
         "family": FamilyPrior,
         "bits": UniformBits,
         "onehot": uniform_one_hots,
@@ -224,6 +227,7 @@ CATALOG: dict[str, dict[str, Factory]] = {
     "guide": {
         "diagonal": DiagonalNormal,
         "unconditional": Unconditional,
+        "committed": CommittedNormal,
         "low_rank": LowRankNormal,
         "full": FullNormal,
         "mixture": NormalMixture,
@@ -289,6 +293,7 @@ CATALOG: dict[str, dict[str, Factory]] = {
         "conv": nets.ConvDecoder,
         "local": LocalDecoder,
         "linear": nets.Linear,
+        "skip": nets.SkipMLP,
     },
     "optimizer": {"adam": adam, "adamax": adamax, "adagrad": adagrad, "sgd": sgd},
 }

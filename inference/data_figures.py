@@ -104,7 +104,11 @@ def _line(axes: Axes, curve: np.ndarray, tint: str, label: str, width: float) ->
 
 
 def image_reconstructions(
-    originals: np.ndarray, reconstructions: np.ndarray, value_range: tuple[float, float], high_is_ink: bool
+    originals: np.ndarray,
+    reconstructions: np.ndarray,
+    value_range: tuple[float, float],
+    high_is_ink: bool,
+    drawn: bool = False,
 ) -> Picture:
     """Pairs of images ``(n, C, H, W)``, the original above its reconstruction, at most three bands of ten or twelve."""
     columns = min(len(originals), 12 if originals.shape[-1] <= 20 else 10)
@@ -119,27 +123,33 @@ def image_reconstructions(
             axes.text(-0.012, 0.75 - 0.5 * row, name, transform=axes.transAxes, ha="right", va="center", fontsize=9.5,
                       color=(INK, BLUE)[row])  # fmt: skip
         axes.axhline(axes.get_ylim()[0] / 2, color=HAIRLINE, linewidth=0.6)
+    lost = "What is lost between the two rows is what the code does not carry"
     caption = (
-        "Held-out images, each with its reconstruction directly below it: the mean of p(x|z) for one code z drawn from "
-        "q(z|x). What is lost between the two rows is what the code does not carry; blur is the decoder’s uncertainty."
-    )
+        f"Held-out images, each with its reconstruction directly below it: {'a draw' if drawn else 'the mean'} of "
+        f"p(x|z) for one code z drawn from q(z|x). {lost}"
+    ) + (", and is made up by the decoder." if drawn else "; blur is the decoder’s uncertainty.")
     return Picture("Reconstructions", caption, _sheet_of(panels[0]))
 
 
-def image_samples(samples: np.ndarray, value_range: tuple[float, float], high_is_ink: bool) -> Picture:
+def image_samples(
+    samples: np.ndarray, value_range: tuple[float, float], high_is_ink: bool, drawn: bool = False
+) -> Picture:
     """Images ``(m, C, H, W)`` edge to edge, at most six rows of twelve or ten."""
     columns = min(len(samples), 12 if samples.shape[-1] <= 20 else 10)
     rows = max(1, min(6, len(samples) // columns))
     tiles = colour(samples[: rows * columns], value_range, high_is_ink)
     panels = print_images([mosaic(tiles.reshape(rows, columns, *tiles.shape[1:]))])
     caption = (
-        "What the model makes up: means of p(x|z) for codes z drawn from the prior; no datum, no guide is involved."
+        f"What the model makes up: {'draws' if drawn else 'means'} of p(x|z) for codes z drawn from the prior; no "
+        "datum, no guide is involved."
         " Samples worse than the reconstructions point to regions where the prior has mass but no datum has its code."
     )
     return Picture("Samples from the prior", caption, _sheet_of(panels[0]))
 
 
-def image_manifold(manifold: np.ndarray, value_range: tuple[float, float], high_is_ink: bool) -> Picture:
+def image_manifold(
+    manifold: np.ndarray, value_range: tuple[float, float], high_is_ink: bool, drawn: bool = False
+) -> Picture:
     """Decoder means ``(g, g, C, H, W)`` at :func:`latent_grid`: first latent to the right, second upwards."""
     size = len(manifold)
     tiles = colour(manifold, value_range, high_is_ink)  # (g, g, H, W, 3)
@@ -151,9 +161,10 @@ def image_manifold(manifold: np.ndarray, value_range: tuple[float, float], high_
     axes.set_yticks((1 - norm.cdf(ticks)) * axes.get_ylim()[0], names)
     axis_labels(axes, "$z_1$", "$z_2$")
     caption = (
-        f"The decoder’s mean over the whole latent plane: {size} × {size} codes at equal steps of prior mass, the unit "
-        "square sent through the inverse normal distribution function (so the scales stretch outwards). Neighbours "
-        "should change smoothly; every tile is equally probable under a standard normal prior."
+        f"{'Draws of p(x|z)' if drawn else 'The decoder’s mean'} over the whole latent plane: {size} × {size} codes at "
+        "equal steps of prior mass, the unit square sent through the inverse normal distribution function (so the "
+        "scales stretch outwards). Neighbours should change smoothly; every tile is equally probable under a standard "
+        "normal prior."
     )
     return Picture("The manifold", caption, _sheet_of(axes))
 

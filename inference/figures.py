@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from inference import canvas, data_figures, latent_figures
+from inference import canvas, data_figures, latent_figures, text_figures
 from inference.data_figures import Picture
 from inference.prior_figures import Density, code_usage, is_binary, prior_density
+from inference.text import written
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,10 @@ class Gallery:
         manifold: mean of p(x|z) for z on :func:`inference.data_figures.latent_grid`, ``(g, g, *shape)``, or ``None``.
         latent_states: number of values of each latent whose draws are one-hot vectors laid side by side; 1 for others.
         prior_density: of a latent in the plane, over a window that holds the draws, or ``None``.
+        drawn: whether images are draws of p(x|z), for want of a mean.
+        vocabulary: what each token of a line is written as; empty for other data. Of lines, reconstructions are the
+            likeliest tokens, one after the other.
+        between: the same for codes between those of pairs of lines, ``(pairs, steps, T)``, or ``None``.
     """
 
     shape: tuple[int, ...]
@@ -45,6 +50,9 @@ class Gallery:
     manifold: np.ndarray | None
     latent_states: int = 1
     prior_density: Density | None = None
+    drawn: bool = False
+    vocabulary: tuple[str, ...] = ()
+    between: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if len(self.shape) not in (1, 3):
@@ -101,7 +109,10 @@ def _pictures(
     curves = data_figures.training_curves(metrics)
     if curves is not None:
         yield "training_curves", curves
-    yield from _images(gallery) if len(gallery.shape) == 3 else _table(gallery)
+    if gallery.vocabulary:
+        yield from _lines(gallery)
+    else:
+        yield from _images(gallery) if len(gallery.shape) == 3 else _table(gallery)
     if gallery.latent_means is not None and gallery.latent_means.shape[1] >= 2:
         yield "latent_scatter", latent_figures.latent_scatter(gallery.latent_means, gallery.labels)
     if gallery.prior_density is not None:
@@ -123,12 +134,25 @@ def _pictures(
         yield "kl_per_dimension", latent_figures.kl_bars(kl, active, threshold)
 
 
+def _lines(gallery: Gallery) -> Iterator[tuple[str, Picture]]:
+    def text(rows: np.ndarray) -> list[str]:
+        return [written(row, gallery.vocabulary) for row in rows]
+
+    yield "reconstructions", text_figures.line_reconstructions(text(gallery.originals), text(gallery.reconstructions))
+    yield "samples", text_figures.line_samples(text(gallery.samples))
+    if gallery.between is not None:
+        yield "interpolations", text_figures.line_interpolations([text(rows) for rows in gallery.between])
+
+
 def _images(gallery: Gallery) -> Iterator[tuple[str, Picture]]:
     look = gallery.value_range, canvas.ground_is_low(gallery.originals, gallery.value_range)
-    yield "reconstructions", data_figures.image_reconstructions(gallery.originals, gallery.reconstructions, *look)
-    yield "samples", data_figures.image_samples(gallery.samples, *look)
+    yield (
+        "reconstructions",
+        data_figures.image_reconstructions(gallery.originals, gallery.reconstructions, *look, drawn=gallery.drawn),
+    )
+    yield "samples", data_figures.image_samples(gallery.samples, *look, drawn=gallery.drawn)
     if gallery.manifold is not None:
-        yield "manifold", data_figures.image_manifold(gallery.manifold, *look)
+        yield "manifold", data_figures.image_manifold(gallery.manifold, *look, drawn=gallery.drawn)
 
 
 def _table(gallery: Gallery) -> Iterator[tuple[str, Picture]]:

@@ -12,10 +12,12 @@ from inference.closed_form import factors
 from inference.diagnostics import kl_per_dimension, posterior_means
 from inference.evaluate import evaluating, held_out
 from inference.figures import Gallery
-from inference.particles import decode, generate, particles, prior_latents
+from inference.particles import Program, decode, generate, particles, prior_latents
 from inference.prior_figures import Density
+from models.autoregressive import AutoregressiveLevels
 
 NUM_RECONSTRUCTIONS, NUM_SAMPLES, NUM_CODES, MANIFOLD_SIDE = 32, 100, 2000, 20
+PAIRS, STEPS = 3, 7  # of lines, and codes from one to the other
 DENSITY_SIDE = 121  # points of the grid along each axis of the plane
 
 
@@ -27,12 +29,13 @@ def gallery(setup: Setup) -> Gallery:
         draws = [particles(model, guide, some).latents for some in x.split(256)]  # a likelihood's values may be many
         latents = {name: torch.cat([part[name].value for part in draws]) for name in draws[0]}
         shown = {name: z[:NUM_RECONSTRUCTIONS] for name, z in latents.items()}
-        reconstructions = mean_or_draw(decode(model, shown, x[:NUM_RECONSTRUCTIONS]))
+        reconstructions = shown_of(decode(model, shown, x[:NUM_RECONSTRUCTIONS]))
         prior, p_x, drawn = generate(model, x[:1].expand(NUM_SAMPLES, *dataset.shape))
         many_prior = prior_latents(model, x[:1].expand(NUM_CODES, *dataset.shape))
         by_dimension = kl_per_dimension(model, guide, x)
         means = posterior_means(guide, x)
-        grid = _manifold(setup, prior)
+        grid = None if dataset.vocabulary else _manifold(setup, prior)
+        between = _between(model, shown, x) if dataset.vocabulary else None
         density = _prior_density(model, torch.cat([_flat(latents), _flat(many_prior)]))
     sites = list(latents.values())
     labels = dataset.labels.get("test")
@@ -41,7 +44,7 @@ def gallery(setup: Setup) -> Gallery:
         value_range=(0.0, (dataset.observed_levels or 2) - 1.0) if setup.representation == "levels" else (0.0, 1.0),
         originals=_numpy(x[:NUM_RECONSTRUCTIONS]),
         reconstructions=_numpy(reconstructions),
-        samples=_numpy(mean_or_draw(p_x, drawn) if len(dataset.shape) == 3 else drawn),
+        samples=_numpy(shown_of(p_x, drawn) if len(dataset.shape) == 3 else drawn),
         latent_means=_numpy(means),
         latent_draws=_numpy(_flat(latents)),
         prior_draws=_numpy(_flat(many_prior)),
@@ -50,7 +53,35 @@ def gallery(setup: Setup) -> Gallery:
         manifold=grid,
         latent_states=sites[0].shape[-1] if len(sites) == 1 and sites[0].dim() == 3 else 1,
         prior_density=density,
+        drawn=isinstance(p_x, AutoregressiveLevels),
+        vocabulary=dataset.vocabulary,
+        between=between,
     )
+
+
+def shown_of(p_x: Distribution, draw: Tensor | None = None) -> Tensor:
+    """What a picture shows of p(x|z), ``(*batch, *shape)``.
+
+    Its mean; where entries depend on each other, of images a draw, and of lines the likeliest token each time.
+    """
+    if not isinstance(p_x, AutoregressiveLevels):
+        return p_x.mean
+    if len(p_x.event_shape) == 1:
+        return p_x.greedy()
+    return p_x.sample() if draw is None else draw
+
+
+def _between(model: Program, codes: dict[str, Tensor], x: Tensor) -> np.ndarray:
+    """What codes on the way from one datum's to another's are read as, ``(pairs, STEPS, T)``."""
+    pairs = min(PAIRS, x.shape[0] // 2)
+    way = torch.linspace(0, 1, STEPS, dtype=x.dtype, device=x.device)
+    ends = {name: (z[:pairs].unsqueeze(1), z[pairs : 2 * pairs].unsqueeze(1)) for name, z in codes.items()}
+    path = {}
+    for name, (first, second) in ends.items():
+        weight = way.reshape(1, STEPS, *[1] * (first.dim() - 2))
+        path[name] = torch.lerp(first, second, weight).flatten(0, 1)  # (pairs, STEPS, *event) -> (pairs STEPS, *event)
+    read = shown_of(decode(model, path, x[:1].expand(pairs * STEPS, *x.shape[1:])))
+    return _numpy(read).reshape(pairs, STEPS, *x.shape[1:])
 
 
 def _prior_density(model: Any, draws: Tensor) -> Density | None:
@@ -69,14 +100,6 @@ def _prior_density(model: Any, draws: Tensor) -> Density | None:
     return Density(_numpy(across), _numpy(up), _numpy(value))
 
 
-def mean_or_draw(p_x: Distribution, draw: Tensor | None = None) -> Tensor:
-    """What a picture shows of p(x|z), ``(*batch, *shape)``: its mean, or a draw where it knows none."""
-    try:
-        return p_x.mean
-    except NotImplementedError:
-        return p_x.sample() if draw is None else draw
-
-
 def _manifold(setup: Setup, prior: dict[str, Tensor]) -> np.ndarray | None:
     """Decoder means over the unit square put through the inverse CDF of the prior (Kingma and Welling 2014, app. A)."""
     if len(prior) != 1 or next(iter(prior.values())).shape[1:] != (2,):
@@ -88,7 +111,7 @@ def _manifold(setup: Setup, prior: dict[str, Tensor]) -> np.ndarray | None:
     if codes is None:
         return None
     like = z.new_zeros(MANIFOLD_SIDE**2, *setup.dataset.shape)
-    means = mean_or_draw(decode(setup.model, {name: codes.reshape(-1, 2)}, like))  # (g * g, *shape)
+    means = shown_of(decode(setup.model, {name: codes.reshape(-1, 2)}, like))  # (g * g, *shape)
     return _numpy(means).reshape(MANIFOLD_SIDE, MANIFOLD_SIDE, *setup.dataset.shape)
 
 

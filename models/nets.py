@@ -186,6 +186,44 @@ class GatedMLP(_Dense):
         super().__init__(in_shape, out_shape, layers, widths[-1])
 
 
+class SkipMLP(_Dense):
+    """Fully connected layers, each of which reads the net's input beside the layer before it (Dieng et al. 2019).
+
+    As a decoder it gives the latent a short way to everything that is computed of it, which keeps more of the mutual
+    information between them.
+
+    Args:
+        in_shape: shape of one input.
+        out_shape: shape of one output.
+        hidden: width of each hidden layer.
+        activation: one of :data:`ACTIVATIONS`.
+    """
+
+    def __init__(
+        self,
+        in_shape: Sequence[int],
+        out_shape: Sequence[int],
+        hidden: tuple[int, ...] = (200, 200),
+        activation: str = "tanh",
+    ) -> None:
+        size, widths = math.prod(in_shape), _positive("hidden", hidden)
+        if not widths:
+            raise ValueError("hidden must name at least one layer for the input to skip, got ()")
+        nonlinearity, gain = _activation(activation)
+        reads = [size, *(size + width for width in widths)]
+        layers = [_glorot(nn.Linear(fan_in, fan_out), gain) for fan_in, fan_out in zip(reads, widths, strict=False)]
+        super().__init__(in_shape, out_shape, layers, reads[-1])
+        self.activation = nonlinearity
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch = batch_shape(x, self.in_shape)
+        given = scaled(x, self.input_scale).reshape((*batch, self.in_shape.numel()))  # (*batch, size)
+        read = given
+        for layer in self.hidden:
+            read = torch.cat([self.activation(layer(read)), given], dim=-1)
+        return self.output(read).reshape(batch + self.out_shape)
+
+
 def _kernel(size: int) -> int:
     # With stride 2 and padding 1, a kernel of 4 maps size n to n/2 and back, one of 3 maps n to (n+1)/2 and back.
     return 4 if size % 2 == 0 else 3

@@ -4,6 +4,7 @@ A new family joins by one line in ``CASES``: a constructor whose draws and conte
 """
 
 from functools import partial
+from types import SimpleNamespace
 
 import pyro
 import pyro.distributions as dist
@@ -12,6 +13,7 @@ import torch
 from pyro import poutine
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from guides.committed import CommittedNormal
 from guides.discrete import BernoulliBits, OneHotCategoricals
 from guides.exact import ExactPosterior
 from guides.family import FamilyConditional
@@ -26,6 +28,7 @@ from guides.relaxed import (
 )
 from models import likelihoods
 from models.autoregressive import AutoregressiveLevels
+from models.autoregressive_prior import AR1Prior
 from models.conditional import Conditional
 from models.discrete import UniformBits, UniformOneHots
 from models.families import FamilyPrior
@@ -94,6 +97,8 @@ CASES = {
     "FullNormal": lambda: FullNormal((3,), IMAGE, MLP8),
     "LowRankNormal": lambda: LowRankNormal((3,), IMAGE, MLP8, rank=2),
     "NormalMixture": lambda: NormalMixture((3,), IMAGE, MLP8, components=2),
+    "CommittedNormal": lambda: CommittedNormal((3,), IMAGE, MLP8, SimpleNamespace(prior=StandardNormal((3,)))),
+    "AR1Prior": lambda: AR1Prior((4,)),
     "Unconditional": lambda: Unconditional((3,), IMAGE),
     "ExactPosterior": lambda: ExactPosterior(PPCA((2, 3), 2)),
     "FamilyConditional laplace": lambda: FamilyConditional((3,), IMAGE, MLP8, "laplace"),

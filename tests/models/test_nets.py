@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from models.local_nets import LocalDecoder, LocalEncoder
-from models.nets import ACTIVATIONS, MLP, ConvDecoder, ConvEncoder, GatedMLP, Linear, stacked_shape
+from models.nets import ACTIVATIONS, MLP, ConvDecoder, ConvEncoder, GatedMLP, Linear, SkipMLP, stacked_shape
 
 IMAGES = [(1, 8, 8), (1, 28, 28), (1, 28, 20), (3, 32, 32), (1, 7, 5), (2, 1, 1)]
 LEADING = [(), (4,), (3, 4), (2, 3, 4)]
 SMALL = (8, 8)
 DENSE = {"Linear": Linear, "MLP": partial(MLP, hidden=SMALL), "GatedMLP": partial(GatedMLP, hidden=SMALL)}
+DENSE["SkipMLP"] = partial(SkipMLP, hidden=SMALL)
 
 
 def all_nets(image):
@@ -124,3 +125,20 @@ def test_a_wrong_input_shape_is_one_message(wrong):
     for net in nets:
         with pytest.raises(ValueError, match=r"expected an input of shape \(\.\.\., 1, 8, 8\), got"):
             net(torch.zeros(wrong))
+
+
+def test_a_skip_net_is_the_formula_and_reads_its_input_at_every_layer():
+    net = SkipMLP((2,), (3,), hidden=(4, 5))
+    z = torch.randn(7, 2)
+    first, second = net.hidden
+    one = torch.cat([torch.tanh(z @ first.weight.T + first.bias), z], 1)
+    two = torch.cat([torch.tanh(one @ second.weight.T + second.bias), z], 1)
+    assert torch.allclose(net(z), two @ net.output.weight.T + net.output.bias, atol=1e-12)
+    with torch.no_grad():
+        first.weight.zero_()  # cut the way through the layers: the input still arrives
+        assert net(z).std(0).min() > 1e-3
+        plain = MLP((2,), (3,), hidden=(4, 5))
+        plain.hidden[0].weight.zero_()
+        assert plain(z).std(0).max() < 1e-12
+    with pytest.raises(ValueError, match="at least one layer"):
+        SkipMLP((2,), (3,), hidden=())
