@@ -234,8 +234,8 @@ def _intro(results: list[dict[str, Any]], settings: DiscreteSettings) -> list[st
         f"{settings.states(model):.2g} joint states of {model} are too many to sum over. " for model in left_out
     ]
     return [
-        f"The same models, trained for {first['train/steps']:,} steps in each of {len(settings.estimators)} ways, with "
-        f"seeds {', '.join(map(str, settings.seeds))}. {first['data_description']} {''.join(too_many)}",
+        f"The same models, trained for {first['train/steps']:,} steps in each of {len(settings.estimators)} ways; "
+        f"seeds: {', '.join(map(str, settings.seeds))}. {''.join(too_many)}The data: {first['data_description']}",
         "All bounds are of hard codes, whatever was drawn in training; KL(q(z|x) || p(z)) is in closed form but for "
         "VIMCO. The variance is of the gradient in the guide, for one batch, each at the same parameters: those that "
         f"{ARMS[settings.at].title} was trained to. VIMCO's is that of another bound.",

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from inference.canvas import BLUE, INK, RUST, WIDTH, axis_labels, heading, panel, save, sheet
 from inference.figures import Figure
@@ -83,12 +83,18 @@ def _draw(latents: str, rows: list[dict[str, Any]], path: Path) -> Figure:
         for tint, across in series:
             axes.plot(across, places, "o", color=tint, markersize=5)
         if number:
-            axes.set_xscale("log")
-            axes.xaxis.set_minor_formatter(NullFormatter())
+            finite = [value for value in series[0][1] if value == value]
+            if max(finite) > 20 * min(finite):
+                axes.set_xscale("log")
+                axes.xaxis.set_minor_formatter(NullFormatter())
+            else:
+                axes.set_xlim(0, 1.08 * max(finite))
             axes.set_yticks([])
         else:
-            axes.hlines(places, bound, log_p, BLUE, lw=0.8)
+            axes.hlines(places, bound, log_p, BLUE, lw=0.8, zorder=0)
             axes.set_yticks(places, [row["title"] for row in rows])
+        if axes.get_xscale() == "linear":
+            axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
         axis_labels(axes, title)
@@ -96,7 +102,7 @@ def _draw(latents: str, rows: list[dict[str, Any]], path: Path) -> Figure:
     save(figure, path)
     caption = (
         "Red: log p(x) by importance sampling; blue: the bound, under hard codes; further right is better. Variance "
-        "and time of one gradient, on logarithmic scales: further left is better, at the same parameters for all; no "
-        "dot where there is no variance."
+        "and time of one gradient: further left is better, at the same parameters for all; no dot where there is no "
+        "variance."
     )
     return Figure(path.stem, latents, caption, path)
