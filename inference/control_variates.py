@@ -188,15 +188,16 @@ class REBAR(LogitGradient):
         return torch.autograd.grad((slope * (free - conditional)).sum(), logits, create_graph=True)[0]
 
     def training_term(self, gradient: Tensor, site: DiscreteSite) -> Tensor:
-        """A number whose gradient is minus half that of the squared gradient, which stands for its variance.
+        """A number whose gradient is that of minus half the log of the squared gradient, which stands for the variance.
 
-        It reaches what is learned here alone; the squared gradient depends on model and guide as well.
+        The logarithm keeps it of the size of one, whatever the bound is. It reaches what is learned here alone; the
+        squared gradient depends on model and guide as well.
         """
         num_particles, num_data = site.draws.log_q.shape
-        total = gradient.sum(0) if num_particles > 1 else gradient
+        square = (gradient.sum(0) if num_particles > 1 else gradient).square().sum()
         parameters = self.learned()
-        found = torch.autograd.grad(total.square().sum(), parameters)
-        return -0.5 * torch.stack([(g * p).sum() for g, p in zip(found, parameters, strict=True)]).sum() / num_data
+        found = torch.autograd.grad(0.5 * square.clamp(min=torch.finfo(square.dtype).tiny).log(), parameters)
+        return -torch.stack([(g * p).sum() for g, p in zip(found, parameters, strict=True)]).sum() / num_data
 
 
 class RELAX(REBAR):
