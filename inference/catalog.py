@@ -38,6 +38,7 @@ from inference.wake_sleep import WakeSleep
 from models import flow_prior, likelihoods, nets, priors, text, text_nets, vamp
 from models.autoregressive_prior import AR1Prior
 from models.codebook import Codebook
+from models.conditional_vae import ConditionalModel, given_entries
 from models.discrete import UniformBits, uniform_one_hots
 from models.dvae import OneHotPrior, SoftEmbedding, check_grid
 from models.families import FamilyPrior
@@ -80,6 +81,28 @@ def two_layer(
     """Two layers of latents, p(z2) p(z1|z2) p(x|z1) (Burda et al. 2016), or p(x|z1, z2) with model.skip=true."""
     middle = DiagonalNormal((latent_dim,), (top_dim,), partial(nets.MLP, hidden=hidden))
     return TwoLayerModel(prior((top_dim,)), middle, likelihood(event_shape, (latent_dim + top_dim * skip,)), skip=skip)
+
+
+def conditional(
+    event_shape: Any,
+    prior: Factory,
+    likelihood: Factory,
+    latent_dim: int = 20,
+    given: int = 1,
+    side: str = "last",
+    prior_hidden: tuple[int, ...] = (),
+    decoder_sees_context: bool = True,
+) -> ConditionalModel:
+    """P(y|x), of the other entries given the first or last rows or columns (Sohn, Lee and Yan 2015).
+
+    With model.prior_hidden=[100], P(z|x) is a normal read off what is given by such a net, in place of the prior.
+    """
+    mask = given_entries(event_shape, given, side)
+    count = int(mask.sum())
+    own = DiagonalNormal((latent_dim,), (count,), partial(nets.MLP, hidden=prior_hidden)) if prior_hidden else None
+    p_z = own or prior((latent_dim,))
+    width = p_z.event_shape.numel() + count * decoder_sees_context
+    return ConditionalModel(p_z, likelihood(event_shape, (width,)), mask)
 
 
 def gmm_vae(event_shape: Any, likelihood: Factory, latent_dim: int = 10, components: int = 10) -> MixtureVAE:
@@ -184,6 +207,7 @@ CATALOG: dict[str, dict[str, Factory]] = {
         "gmm": GaussianMixture,
         "gmm_onehot": one_hot_gmm,
         "gmm_vae": gmm_vae,
+        "conditional": conditional,
         "tabular": TabularVAE,
         "latent_class": LatentClassModel,
         "hmm": HMM,

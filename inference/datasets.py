@@ -8,7 +8,16 @@ from sklearn.datasets import load_digits, load_iris
 
 from inference.data import SPLITS, DataError, Dataset, check_choice
 from inference.files import find_root, missing, read_bit_text, read_idx, read_npz, unpack_bits
-from inference.rows import BINARIZATIONS, SHUFFLE_SEED, binary, grey, real, shuffled_splits, standardized
+from inference.rows import (
+    BINARIZATIONS,
+    SHUFFLE_SEED,
+    binary,
+    grey,
+    real,
+    shuffled_splits,
+    standardized,
+    with_label_rows,
+)
 from inference.text import lines, shakespeare
 from inference.userfile import file
 
@@ -22,20 +31,28 @@ MNIST_SHAPES: dict[str, tuple[int, ...]] = {
 SHUFFLED = f"shuffled once (seed {SHUFFLE_SEED})"
 
 
-def digits(root: str | None = None, binarization: str = "dynamic") -> Dataset:
+def digits(root: str | None = None, binarization: str = "dynamic", label_rows: bool = False) -> Dataset:
     """Handwritten digits inside scikit-learn: 1,797 images of 8x8 pixels, 17 grey levels.
 
     Alpaydin and Kaynak 1998; split 1,297 / 200 / 300 after a fixed shuffle. Needs no file, so ``root`` is not read.
+
+    Args:
+        root: not read.
+        binarization: ``dynamic``, ``static`` or ``none``.
+        label_rows: put each image's label below it, one-hot, as 2 rows of pixels: for models of images given labels.
     """
     bunch = load_digits()
     places = shuffled_splits(1797, (1297, 200, 300))
     images = bunch.images.astype(np.uint8)[:, None]  # (N, 8, 8) -> (N, 1, 8, 8)
     rows = {split: images[place] for split, place in places.items()}
     labels = {split: bunch.target[place] for split, place in places.items()}
-    return grey("digits", rows, 17, binarization, f"digits of scikit-learn, 8x8, {SHUFFLED}", labels)
+    rows, words = with_label_rows(rows, labels, 16) if label_rows else (rows, "")
+    return grey("digits", rows, 17, binarization, f"digits of scikit-learn, 8x8{words}, {SHUFFLED}", labels)
 
 
-def mnist(root: str | None = None, binarization: str = "dynamic", download: bool = False) -> Dataset:
+def mnist(
+    root: str | None = None, binarization: str = "dynamic", download: bool = False, label_rows: bool = False
+) -> Dataset:
     """MNIST digits, 28x28: dynamically or statically binarized, or grey.
 
     LeCun, Bottou, Bengio and Haffner 1998. The first 50,000 training images to train, the last 10,000 to validate, and
@@ -46,9 +63,12 @@ def mnist(root: str | None = None, binarization: str = "dynamic", download: bool
         root: folder with the data files.
         binarization: ``dynamic``, ``static`` or ``none``.
         download: fetch the images through torchvision if they are missing.
+        label_rows: put each image's label below it, one-hot, as a row of pixels: for models of images given labels.
     """
     check_choice("data.binarization", binarization, BINARIZATIONS)
     folder = find_root(root)
+    if binarization == "static" and label_rows:
+        raise DataError("static MNIST has no labels; accepted: data.binarization=dynamic or none with data.label_rows")
     if binarization == "static":
         return _static_mnist(folder)
     if download and not all(_mnist_file(folder, stem) for stem in MNIST_SHAPES):
@@ -56,7 +76,8 @@ def mnist(root: str | None = None, binarization: str = "dynamic", download: bool
     train, labels, test, test_labels = (_idx(folder, stem) for stem in MNIST_SHAPES)
     rows = {"train": train[:50000, None], "valid": train[50000:, None], "test": test[:, None]}  # (N, 1, 28, 28)
     by_split = {"train": labels[:50000], "valid": labels[50000:], "test": test_labels}
-    source = "MNIST, 28x28, the last 10,000 training images to validate"
+    rows, words = with_label_rows(rows, by_split, 255) if label_rows else (rows, "")
+    source = f"MNIST, 28x28{words}, the last 10,000 training images to validate"
     return grey("mnist", rows, 256, binarization, source, by_split)
 
 

@@ -180,6 +180,11 @@ def held_out(source: Source, limit: int, seed: int) -> tuple[Tensor, Tensor]:
     return source.fixed(index), index
 
 
+def repeated(x: Tensor, count: int) -> Tensor:
+    """``count`` rows, those of ``x`` again and again: what a model that reads inputs off its data draws at."""
+    return x[torch.arange(count, device=x.device) % len(x)]
+
+
 def validation_scores(
     model: Program, guide: Program, x: Tensor, seed: int, surgery_data: int = 0, gap_particles: int = 0
 ) -> dict[str, float]:

@@ -18,7 +18,7 @@ from inference.checkpoint import CheckpointError, write_atomically
 from inference.config import Config, ConfigError, load, read_recipe
 from inference.console import Console
 from inference.em_trainer import EMTrainer
-from inference.evaluate import evaluate, evaluating, evidence_table, held_out
+from inference.evaluate import evaluate, evaluating, evidence_table, held_out, repeated
 from inference.export import import_arviz, write_posterior
 from inference.log import read_rows
 from inference.particles import generate
@@ -114,7 +114,7 @@ def sample(folder: Path, count: int, arguments: list[str]) -> Path:
     _allow("sample", arguments, "seed=", "device=", "threads=")
     setup, _ = _trained(folder, arguments)
     with evaluating(setup.model, seed=setup.config.values.seed):
-        like = torch.zeros(count, *setup.dataset.shape, device=setup.device)
+        like = repeated(held_out(setup.source("test"), count, setup.config.values.seed)[0], count)
         latents, p_x, x = generate(setup.model, like)
     buffer = io.BytesIO()
     arrays: dict[str, Any] = {"x": x, **{f"latent_{name}": z for name, z in latents.items()}}

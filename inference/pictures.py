@@ -10,7 +10,7 @@ from torch import Tensor
 from inference.assemble import Setup
 from inference.closed_form import factors
 from inference.diagnostics import kl_per_dimension, posterior_means
-from inference.evaluate import evaluating, held_out
+from inference.evaluate import evaluating, held_out, repeated
 from inference.figures import Gallery
 from inference.particles import Program, decode, generate, particles, prior_latents
 from inference.prior_figures import Density
@@ -32,6 +32,9 @@ def gallery(setup: Setup) -> Gallery:
         reconstructions = shown_of(decode(model, shown, x[:NUM_RECONSTRUCTIONS]))
         prior, p_x, drawn = generate(model, x[:1].expand(NUM_SAMPLES, *dataset.shape))
         many_prior = prior_latents(model, x[:1].expand(NUM_CODES, *dataset.shape))
+        reconstructions = mean_or_draw(decode(model, shown, x[:NUM_RECONSTRUCTIONS]))
+        prior, p_x, drawn = generate(model, repeated(x, NUM_SAMPLES))
+        many_prior = prior_latents(model, repeated(x, NUM_CODES))
         by_dimension = kl_per_dimension(model, guide, x)
         means = posterior_means(guide, x)
         grid = None if dataset.vocabulary else _manifold(setup, prior)
@@ -88,7 +91,7 @@ def _prior_density(model: Any, draws: Tensor) -> Density | None:
     """The prior of a latent in the plane on a grid around draws ``(n, 2)``; None where there is none of that kind."""
     prior = getattr(model, "prior", None)
     binary = bool(((draws == 0) | (draws == 1)).all())
-    if prior is None or tuple(getattr(prior, "event_shape", ())) != (2,) or binary:
+    if prior is None or prior.context_shape or tuple(getattr(prior, "event_shape", ())) != (2,) or binary:
         return None
     low, high = draws.quantile(0.002, 0), draws.quantile(0.998, 0)
     half = 0.6 * float((high - low).max().clamp(min=1e-6))
@@ -120,6 +123,8 @@ def _quantiles(model: Any, u: Tensor) -> Tensor | None:
 
     None for a prior that has none: one with dependent entries, or a family that does not know them.
     """
+    if getattr(getattr(model, "prior", None), "context_shape", ()):
+        return None  # there is one for every datum
     p = factors(model.prior()) if hasattr(model, "prior") else Normal(torch.zeros_like(u), 1.0)
     try:
         return None if p is None else p.icdf(u)

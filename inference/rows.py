@@ -139,6 +139,24 @@ def real(
     )
 
 
+def with_label_rows(
+    splits: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray], top: int
+) -> tuple[dict[str, np.ndarray], str]:
+    """Images (N, C, H, W) with their labels below them, and words for that.
+
+    A label is one-hot in the pixels below, counted row by row, at the highest grey level, which every binarization
+    leaves as it is.
+    """
+    classes = 1 + max(int(values.max()) for values in labels.values())
+    _, channels, _, width = splits["train"].shape
+    height = -(-classes // width)
+    below = np.zeros((classes, height * width), dtype=np.uint8)
+    below[np.arange(classes), np.arange(classes)] = top
+    strips = below.reshape(classes, 1, height, width).repeat(channels, axis=1)  # (classes, C, rows, W)
+    rows = {split: np.concatenate([images, strips[labels[split]]], axis=2) for split, images in splits.items()}
+    return rows, f" with the label below, one-hot, in {height} rows of pixels"
+
+
 def standardized(splits: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], str]:
     """Columns (N, D) with mean 0 and standard deviation 1 in the training rows, and the numbers that were used.
 
