@@ -30,9 +30,6 @@ def gallery(setup: Setup) -> Gallery:
         latents = {name: torch.cat([part[name].value for part in draws]) for name in draws[0]}
         shown = {name: z[:NUM_RECONSTRUCTIONS] for name, z in latents.items()}
         reconstructions = shown_of(decode(model, shown, x[:NUM_RECONSTRUCTIONS]))
-        prior, p_x, drawn = generate(model, x[:1].expand(NUM_SAMPLES, *dataset.shape))
-        many_prior = prior_latents(model, x[:1].expand(NUM_CODES, *dataset.shape))
-        reconstructions = mean_or_draw(decode(model, shown, x[:NUM_RECONSTRUCTIONS]))
         prior, p_x, drawn = generate(model, repeated(x, NUM_SAMPLES))
         many_prior = prior_latents(model, repeated(x, NUM_CODES))
         by_dimension = kl_per_dimension(model, guide, x)
