@@ -38,8 +38,7 @@ class Quantized(Conditional):
         start: str = "kmeans",
     ) -> None:
         super().__init__(event_shape, context_shape)
-        if start not in STARTS:
-            raise ValueError(f"start={start!r} is not known; accepted: {', '.join(STARTS)}")
+        check_start(start)
         prior = getattr(model, "prior", None)
         if not isinstance(prior, CodePrior):
             raise ValueError("it chooses codes out of the model's codebook: accepted: model=vq")
@@ -56,6 +55,12 @@ class Quantized(Conditional):
         if self.start != "uniform":
             vectors = torch.cat([self.net(some).movedim(-3, -1) for some in x.split(500)])  # (N, H, W, D)
             start_codebook(self.codebook, vectors, self.start)
+
+
+def check_start(start: str) -> None:
+    """Refuse a word that says nothing of where codes start."""
+    if start not in STARTS:
+        raise ValueError(f"start={start!r} is not known; accepted: {', '.join(STARTS)}")
 
 
 def start_codebook(codebook: Codebook, vectors: Tensor, start: str) -> None:

@@ -111,7 +111,7 @@ def start_from_data(setup: Setup) -> None:
         if hasattr(net, "center_input") and net.in_shape == mean.shape:
             net.center_input(mean)  # type: ignore[operator]
     try:
-        for part in [*setup.model.modules(), getattr(setup.guide, "core", None)]:
+        for part in [*setup.model.modules(), getattr(setup.guide, "core", setup.guide)]:
             getattr(part, "initialize", lambda x: None)(x)
     except ValueError as error:
         raise ConfigError(f"the parts cannot start from these data: {one_line(error)}") from error
@@ -189,13 +189,17 @@ def _model(config: Config, dataset: Dataset) -> nn.Module:
         nn.Module,
         event_shape=dataset.shape,
         prior=lambda shape: _build(config, "prior", nn.Module, event_shape=shape, data_shape=dataset.shape),
-        tokens=lambda shape, codes, **context: _build(
-            config, "tokens", nn.Module, event_shape=shape, codes=codes, **context
-        ),
+        tokens=lambda shape, codes, **context: _tokens(config, shape, codes, context),
         likelihood=lambda shape, context: _build(
             config, "likelihood", nn.Module, event_shape=shape, context_shape=context, net=decoder, levels=levels
         ),
     )
+
+
+def _tokens(config: Config, shape: Any, codes: int, context: dict[str, Any]) -> nn.Module:
+    """A prior over grids of codes; one that reads no other grids is built without them."""
+    reads = _takes(config.factory("tokens"), "context_shape")
+    return _build(config, "tokens", nn.Module, event_shape=shape, codes=codes, **(context if reads else {}))
 
 
 def _guide(config: Config, dataset: Dataset, model: nn.Module) -> nn.Module:

@@ -19,6 +19,7 @@ from guides.gaussian import DiagonalNormal, FullNormal, LowRankNormal, Unconditi
 from guides.hierarchical import BottomUp, Ladder, TopDown
 from guides.mixture import NormalMixture
 from guides.quantized import Quantized
+from guides.quantized_levels import QuantizedLevels
 from guides.relaxed import concrete, straight_through, straight_through_mean
 from guides.semi_amortized import SemiAmortized
 from inference import datasets
@@ -35,7 +36,7 @@ from inference.quantization import VectorQuantization
 from inference.svi import svi
 from inference.thermodynamic import TVO
 from inference.wake_sleep import WakeSleep
-from models import flow_prior, likelihoods, nets, priors, text, text_nets, vamp
+from models import flow_prior, likelihoods, nets, priors, text, text_nets, vamp, vq_levels
 from models.autoregressive_prior import AR1Prior
 from models.codebook import Codebook
 from models.conditional_vae import ConditionalModel, given_entries
@@ -45,6 +46,7 @@ from models.families import FamilyPrior
 from models.gmm import GaussianMixture
 from models.hierarchical import TwoLayerModel
 from models.hmm import HMM
+from models.implicit import Implicit
 from models.kmeans import KMeans
 from models.latent import LatentVariableModel
 from models.latent_class import LatentClassModel
@@ -204,6 +206,7 @@ CATALOG: dict[str, dict[str, Factory]] = {
         "two_layer": two_layer,
         "vq": vq,
         "dvae": dvae,
+        "vq_levels": vq_levels.vq_levels,
         "gmm": GaussianMixture,
         "gmm_onehot": one_hot_gmm,
         "gmm_vae": gmm_vae,
@@ -247,6 +250,7 @@ CATALOG: dict[str, dict[str, Factory]] = {
         "pixelcnn": PixelCNNLikelihood,
         "lstm": text.LSTMLikelihood,
         "transformer": text.TransformerLikelihood,
+        "implicit": Implicit,
     },
     "guide": {
         "diagonal": DiagonalNormal,
@@ -262,6 +266,7 @@ CATALOG: dict[str, dict[str, Factory]] = {
         "spline": flow.SplinePosterior,
         "free": LocallyFitted,
         "quantized": Quantized,
+        "quantized_levels": QuantizedLevels,
         "bits": BernoulliBits,
         "onehot": OneHotCategoricals,
         "concrete": concrete,

@@ -133,20 +133,41 @@ def fit_tokens(
     steps: int = 1000,
     batch_size: int = 128,
     learning_rate: float = 1e-3,
+    valid: tuple[Tensor, Tensor | None] | None = None,
+    checks: int = 10,
 ) -> None:
     """Fit a prior to tokens ``(N, H, W)``, given their contexts if there are any, by maximum likelihood with Adam.
 
     The second phase of a VQ-VAE (van den Oord et al. 2017, section 3.3); the learning rate falls to zero on a cosine.
+
+    Args:
+        prior: what is fitted, in place.
+        tokens: ``(N, H, W)``.
+        context: of each grid, or None.
+        steps: of Adam.
+        batch_size: grids in a batch.
+        learning_rate: at the start.
+        valid: tokens and contexts, or None for these, to be scored ``checks`` times; the parameters that score best are
+            kept. None keeps the last.
+        checks: how many times.
     """
     optimizer = torch.optim.Adam(prior.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    best, kept = math.inf, None
+    every = max(1, steps // checks)
     prior.train()
-    for _ in range(steps):
+    for step in range(1, steps + 1):
         rows = torch.randint(len(tokens), (batch_size,), device=tokens.device)
         optimizer.zero_grad()
         (-_log_p(prior, tokens, context, rows).mean()).backward()
         optimizer.step()
         schedule.step()
+        if valid is not None and (step % every == 0 or step == steps):
+            score = float(token_nll(prior, *valid).mean())
+            if score < best:
+                best, kept = score, {name: value.clone() for name, value in prior.state_dict().items()}
+    if kept is not None:
+        prior.load_state_dict(kept)
     prior.eval()
 
 

@@ -14,9 +14,9 @@ from models.nets import batch_shape, scaled
 class LocalEncoder(nn.Module):
     """From an image to a smaller one of any depth: strided convolutions, residual blocks, a 1x1 convolution.
 
-    Fully convolutional but for a bias for every place, so that each place of the output is a local description of the
-    input: the encoder of van den Oord et al. (2017, section 4.1), with as many halvings of height and width as lead
-    from one size to the other.
+    Fully convolutional, so that each place of the output is a local description of the input: the encoder of
+    van den Oord et al. (2017, section 4.1), with as many halvings of height and width as lead from one size to the
+    other. Its bias is one for each channel, so that no output can be started at a given mean.
 
     Args:
         in_shape: ``(channels, height, width)``.
@@ -40,15 +40,14 @@ class LocalEncoder(nn.Module):
         layers.append(nn.Conv2d(depth, channels, 3, padding=1))
         layers += [_Residual(channels) for _ in range(blocks)]
         self.hidden = nn.Sequential(*layers, nn.ReLU())
-        self.output = nn.Conv2d(channels, out_shape[0], 1, bias=False)
+        self.output = nn.Conv2d(channels, out_shape[0], 1)
         _initialize(self)
-        self.output_bias = nn.Parameter(torch.zeros(self.out_shape))
 
     def forward(self, x: Tensor) -> Tensor:
         batch = batch_shape(x, self.in_shape)
         # (*batch, C, H, W) -> (B, C, H, W)
         images = scaled(x, self.input_scale).reshape((batch.numel(), *self.in_shape))
-        return (self.output(self.hidden(images)) + self.output_bias).reshape(batch + self.out_shape)
+        return self.output(self.hidden(images)).reshape(batch + self.out_shape)
 
 
 class LocalDecoder(nn.Module):

@@ -9,8 +9,10 @@ from typing import Any
 from inference.config import ConfigError, settings_from
 from inference.console import Console
 from inference.grid import split_arguments
+from inference.studies.adversarial import AdversarialSettings, adversarial
 from inference.studies.autoencoder import AutoencoderSettings, autoencoder
 from inference.studies.clustering import ClusteringSettings, clustering
+from inference.studies.codes import CodesSettings, codes
 from inference.studies.collapse import CollapseSettings, collapse
 from inference.studies.discrete import DiscreteSettings, discrete
 from inference.studies.em_vs_svi import EMvsSVISettings, em_vs_svi
@@ -23,7 +25,9 @@ Study = Callable[[list[str], Any, Path, Console, str], Path]
 STUDIES: dict[str, tuple[type, Study]] = {
     "families": (FamiliesSettings, families),
     "estimators": (EstimatorsSettings, estimators),
+    "codes": (CodesSettings, codes),
     "collapse": (CollapseSettings, collapse),
+    "adversarial": (AdversarialSettings, adversarial),
     "autoencoder": (AutoencoderSettings, autoencoder),
     "em_vs_svi": (EMvsSVISettings, em_vs_svi),
     "rate_distortion": (RateDistortionSettings, rate_distortion),

@@ -13,7 +13,9 @@ from models.local_nets import LocalDecoder, LocalEncoder, halvings
 def test_images_become_grids_and_images_again(image, grid):
     encoder = LocalEncoder(image, (5, *grid), channels=6)
     decoder = LocalDecoder((5, *grid), image, channels=6)
-    codes = encoder(torch.randn(2, 3, *image))
+    x = torch.randn(2, 3, *image)
+    codes = encoder(x)
+    assert torch.allclose(codes[1, 2], encoder(x[1, 2]), atol=1e-12)
     assert codes.shape == (2, 3, 5, *grid)
     assert decoder(codes).shape == (2, 3, *image)
 

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from models.local_nets import LocalDecoder, LocalEncoder
+from models.local_nets import LocalDecoder
 from models.nets import ACTIVATIONS, MLP, ConvDecoder, ConvEncoder, GatedMLP, Linear, SkipMLP, stacked_shape
 
 IMAGES = [(1, 8, 8), (1, 28, 28), (1, 28, 20), (3, 32, 32), (1, 7, 5), (2, 1, 1)]
@@ -21,7 +21,6 @@ def all_nets(image):
     nets["ConvEncoder"] = ConvEncoder(image, (2, 3), channels=(4, 6))
     nets["ConvDecoder"] = ConvDecoder((2, 3), image, channels=(6, 4))
     grid = (2, (image[1] + 1) // 2, (image[2] + 1) // 2)
-    nets["LocalEncoder"] = LocalEncoder(image, grid, channels=4, blocks=1)
     nets["LocalDecoder"] = LocalDecoder(grid, image, channels=4, blocks=1)
     return nets
 
