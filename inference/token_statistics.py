@@ -24,8 +24,9 @@ def adjacent_information(tokens: Tensor, codes: int, generator: torch.Generator 
     """Mutual information of a token and its right-hand neighbour, averaged over places, in ``(N, H, W)``.
 
     Within each place, so that a difference between places does not count as one between neighbours. From relative
-    frequencies, less what they give for neighbours out of different images, which are independent: the two have the
-    same bias of small numbers. The interval is from a jackknife over groups of images.
+    frequencies, less what they give for neighbours out of different images, which are independent: both err upwards in
+    small numbers, the second no less than the first, so that the difference errs low and an interval above zero is one.
+    The interval is from a jackknife over groups of images.
 
     Args:
         tokens: ``(N, H, W)`` with W at least 2, or H at least 2, where the neighbour below is taken.
