@@ -77,7 +77,7 @@ def assemble(config: Config, dataset: Dataset | None = None) -> Setup:
     _check_inference(config)
     _check_sizes(config)
     torch.manual_seed(config.values.seed)
-    dataset = dataset or _dataset(config)
+    dataset = dataset or dataset_of(config)
     config = config.complete(dataset.default_likelihood)
     model = _model(config, dataset)
     guide = _guide(config, dataset, model)
@@ -152,7 +152,8 @@ def _check_inference(config: Config) -> None:
             raise ConfigError(f"inference={config.words['inference']} has no {group}: leave out {group}=...")
 
 
-def _dataset(config: Config) -> Dataset:
+def dataset_of(config: Config) -> Dataset:
+    """The data set that a configuration names."""
     likelihood = config.words.get("likelihood", "")
     if not likelihood and not _takes(config.factory("model"), "likelihood"):
         likelihood = "learned_gaussian"  # a model with a likelihood of its own is checked against the data later

@@ -18,7 +18,7 @@ from inference.checkpoint import prefixed, under
 from models.tractable import DegenerateError, Statistics, check_finite
 
 # Numbers that an E step makes at a time: few enough to stay in a processor's cache, enough to fill a GPU.
-NUMBERS_PER_CHUNK = {"cpu": 2**22, "cuda": 2**28}
+NUMBERS_PER_CHUNK = {"cpu": 2**21, "cuda": 2**28}
 VARIANTS = ("exact", "hard", "incremental", "generalized")
 
 
@@ -248,7 +248,7 @@ def e_step(model: Any, x: Tensor, hard: bool = False, chunk: int = 0) -> tuple[S
     """Statistics and log p(x) of all data, chunk by chunk; both summed, the latter in nats ``()``."""
     if not chunk:
         numbers = getattr(model, "numbers_per_datum", 8 * x[0].numel())
-        chunk = max(1, NUMBERS_PER_CHUNK[x.device.type] // numbers)
+        chunk = max(64, NUMBERS_PER_CHUNK[x.device.type] // numbers)
     total: Statistics | None = None
     log_evidence = torch.zeros((), dtype=torch.float64, device=x.device)
     for some in x.split(chunk):

@@ -5,20 +5,19 @@ oneDNN. Other processors of that maker are taken to be alike; on all others noth
 the processor and on shapes alone, never on a measurement, so that a run repeats itself.
 """
 
-import platform
 from functools import cache
-from pathlib import Path
 from typing import cast
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from models.products import MIN_FLOP, onednn_is_faster
+
 aten = torch.ops.aten
 _SINGLE = (aten.mm.default, aten.addmm.default)
 _BATCHES = (aten.bmm.default, aten.baddbmm.default)
 _WITH_BIAS = (aten.addmm.default, aten.baddbmm.default)
-MIN_FLOP = 4_000_000  # below this a product is done before the detour through Python pays
 _libraries: list[torch.library.Library] = []  # an operator lives as long as the library that defined it
 
 
@@ -60,18 +59,6 @@ def _only_tanh_after(node: Node) -> Node | None:
         if node.target not in (aten.view.default, aten._unsafe_view.default):
             return None
     return None
-
-
-@cache
-def onednn_is_faster() -> bool:
-    """Whether torch multiplies by MKL, has oneDNN too, and runs on a processor where that was measured to be faster."""
-    available = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
-    return available and hasattr(torch.ops.mkldnn, "_linear_pointwise") and "AuthenticAMD" in _processor()
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.read_text()[:1000] if cpuinfo.is_file() else platform.processor()
 
 
 def _is_large(node: Node) -> bool:

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from models.mixture import FiniteMixture
+from models.products import affine, squared_norms
 from models.tractable import DegenerateError, Statistics, check_finite, spread_rows, squared_distances
 
 COVARIANCES = ("full", "tied", "diagonal", "spherical")
+MOST_PAIRED = 128  # dimensions of which all products of two are listed for each datum
 
 
 class GaussianMixture(FiniteMixture):
@@ -64,7 +66,8 @@ class GaussianMixture(FiniteMixture):
     @property
     def numbers_per_datum(self) -> int:
         size = self.event_shape.numel()
-        return 3 * self.num_states * size + size * size if self.dense else super().numbers_per_datum
+        pairs = size * (size + 1) // 2 if size <= MOST_PAIRED else size
+        return self.num_states * size + pairs if self.dense else super().numbers_per_datum
 
     def log_prior(self) -> Tensor:
         """The penalty that ``ridge`` puts on the parameters, ``()`` nats."""
@@ -92,8 +95,8 @@ class GaussianMixture(FiniteMixture):
         """Squared distances ``(N, K)`` of ``x`` (N, D) from ``loc`` (K, D), in units of each covariance."""
         if self.covariance == "full":
             inverse = self._inverse_factors()  # (K, D, D)
-            whitened = (x @ inverse.flatten(0, 1).T).unflatten(1, loc.shape)  # (N, D) (D, K D) -> (N, K, D)
-            return (whitened - (inverse @ loc.unsqueeze(2)).squeeze(2)).square().sum(2)
+            whitened = affine(x, inverse.flatten(0, 1), -(inverse @ loc.unsqueeze(2)).flatten())  # (N, K D)
+            return squared_norms(whitened.unflatten(1, loc.shape))  # (N, K D) -> (N, K, D) -> (N, K)
         if self.covariance == "tied":
             inverse = self._inverse_factors()[0]
             return squared_distances(x @ inverse.T, loc @ inverse.T)
@@ -121,8 +124,7 @@ class GaussianMixture(FiniteMixture):
     def _second(self, x: Tensor, q: Tensor) -> Tensor:
         """Second moments: ``(K, D(D+1)/2)`` lower triangles, ``(D, D)``, ``(K, D)`` or ``(K,)`` by covariance."""
         if self.covariance == "full":
-            row, column = torch.tril_indices(x.shape[1], x.shape[1], device=x.device)
-            return q.T @ (x[:, row] * x[:, column])  # all components in one product, each entry once
+            return _second_by_pairs(x, q) if x.shape[1] <= MOST_PAIRED else _second_by_component(x, q)
         if self.covariance == "tied":
             return x.T @ x
         return q.T @ x.square() if self.covariance == "diagonal" else q.T @ x.square().sum(1)
@@ -227,3 +229,19 @@ class GaussianMixture(FiniteMixture):
         self.log_scale.copy_((scale.log() / 2).expand_as(self.log_scale))
         if self.dense:
             self.lower.zero_()
+
+
+def _second_by_pairs(x: Tensor, q: Tensor) -> Tensor:
+    """Weighted second moments as lower triangles, ``(K, D(D+1)/2)``: all components in one product, each entry once."""
+    rows = x.T.contiguous()  # (D, N)
+    size = rows.shape[0]
+    pairs = x.new_empty(size * (size + 1) // 2, x.shape[0])
+    for i, some in enumerate(pairs.split(list(range(1, size + 1)))):
+        torch.mul(rows[: i + 1], rows[i], out=some)
+    return affine(q.T.contiguous(), pairs)
+
+
+def _second_by_component(x: Tensor, q: Tensor) -> Tensor:
+    """The same, one component after the other."""
+    row, column = torch.tril_indices(x.shape[1], x.shape[1], device=x.device)
+    return torch.stack([affine((x * weight.unsqueeze(1)).T, x.T)[row, column] for weight in q.T])

@@ -11,6 +11,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from models.nets import batch_shape
+from models.products import affine, squared_norms
 from models.tractable import Statistics, check_finite, spread_rows
 
 
@@ -41,7 +42,7 @@ class KMeans(PyroModule):
     @property
     def numbers_per_datum(self) -> int:
         """About how many numbers an E step makes for each datum."""
-        return 2 * self.num_states
+        return self.event_shape.numel() + 2 * self.num_states
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the program on data ``(N, *event_shape)``; returns the codes, ``(..., N)``."""
@@ -91,14 +92,14 @@ class KMeans(PyroModule):
 
     def _scores(self, x: Tensor) -> Tensor:
         """Half the squared distance of ``x`` (N, D) from each codeword, less half of x squared, ``(N, K)``."""
-        return torch.addmm(self.codebook.square().sum(1) / 2, x, self.codebook.T, alpha=-1)
+        return affine(x, -self.codebook, self.codebook.square().sum(1) / 2)
 
     @torch.no_grad()
     def e_step(self, x: Tensor, hard: bool = True) -> tuple[Statistics, Tensor]:
         """See :class:`models.tractable.EMModel`; hard whether asked or not, for there is no soft limit."""
         x = self._flat(x)
         least, code = self._scores(x).min(1)
-        squares = torch.einsum("nd,nd->n", x, x)
+        squares = squared_norms(x)
         first = torch.zeros_like(self.codebook).index_add_(0, code, x)
         statistics = {
             "count": torch.bincount(code, minlength=self.num_states).double(),

@@ -5,6 +5,8 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from models.products import squared_norms
+
 # Expected sufficient statistics, summed over data, in float64 whatever the data are: sums of many, which the M step
 # subtracts from one another. Those of two sets of data are those of their union when added key by key.
 Statistics = dict[str, Tensor]
@@ -71,7 +73,7 @@ def spread_rows(x: Tensor, count: int, generator: torch.Generator | None = None,
     """
     first = torch.randint(x.shape[0], (1,), generator=generator, device=x.device)
     chosen = [x[first]]
-    nearest = (x - chosen[0]).square().sum(1)
+    nearest = _distances(x, chosen[0])
     while len(chosen) < count:
         if not bool(nearest.max() > 0):
             if repeats:
@@ -81,9 +83,14 @@ def spread_rows(x: Tensor, count: int, generator: torch.Generator | None = None,
                 f"try at most {len(chosen)} components"
             )
         row = x[torch.multinomial(nearest, 1, generator=generator)]
-        nearest = torch.minimum(nearest, (x - row).square().sum(1))
+        nearest = torch.minimum(nearest, _distances(x, row))
         chosen.append(row)
     return torch.cat(chosen)
+
+
+def _distances(x: Tensor, row: Tensor) -> Tensor:
+    """Squared Euclidean distances of rows ``(N, D)`` from one, ``(N,)``, without a difference of large numbers."""
+    return torch.cat([squared_norms(some - row) for some in x.split(max(1, 2**19 // x.shape[1]))])
 
 
 def squared_distances(x: Tensor, points: Tensor) -> Tensor:

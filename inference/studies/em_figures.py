@@ -47,10 +47,11 @@ def bars(trace: Trace, folder: Path) -> Figure:
     heading(left, f"{trace.way[0].upper()}{trace.way[1:]}, iterations {points[0].iteration} to {points[-1].iteration}")
     axis_labels(left, "", "nats per training datum")
     labels = [Patch(color=BLUE, label="bound F(q, θ)"), Patch(color=RUST, label="gap, log p(x) − F")]
-    left.legend(handles=labels, frameon=False, fontsize=10.5, labelcolor=INK, loc="upper left")
+    left.legend(handles=labels, frameon=False, fontsize=10.5, labelcolor=INK, ncols=2, loc="lower right",
+                bbox_to_anchor=(1.0, 1.0))  # fmt: skip
     right = panel(figure, 1160, 160, 410, 500)
     _gap_by_half_step(right, _half_steps(trace))
-    heading(right, "The gap, all iterations")
+    heading(right, "The gap along the run")
     axis_labels(right, "iteration", "nats per training datum")
     save(figure, folder / f"bars_{name}.png")
     what = (
@@ -68,7 +69,9 @@ def bars(trace: Trace, folder: Path) -> Figure:
 
 
 def _half_steps(trace: Trace) -> list[Point]:
-    return [point for point in trace.points if point.kind in ("E", "M")]
+    """All but those of the first iteration, whose rise would dwarf every other, where there are others."""
+    points = [point for point in trace.points if point.kind in ("E", "M")]
+    return points[2:] or points
 
 
 def _liveliest(points: Sequence[Point]) -> Sequence[Point]:
@@ -91,7 +94,7 @@ def _stack(axes: Axes, points: Sequence[Point]) -> None:
         text = "0" if gap == 0 else f"{gap:.3f}" if gap >= 5e-4 else "<0.0005"
         axes.text(place, point.log_p + 0.015 * rise, text, ha="center", color=RUST, fontsize=8.5)
     axes.set_xticks(places, [f"{p.kind}\n{p.iteration if p.kind == 'E' else ' '}" for p in points])
-    axes.set_ylim(floor, top.max() + 0.25 * rise)
+    axes.set_ylim(floor, top.max() + 0.1 * rise)
     axes.tick_params(axis="x", length=0)
 
 
@@ -147,8 +150,11 @@ def gaps(traces: Sequence[Trace], folder: Path) -> Figure:
     figure = sheet(WIDTH, 640)
     axes = panel(figure, 140, 110, 1080, 460)
     for trace in traces:
-        passes, gap = [p.passes for p in trace.points], [max(p.gap, LEAST) for p in trace.points]
-        axes.plot(passes, gap, color=_tint(trace), linewidth=1.2, label=trace.way)
+        points = [p for p in trace.points if p.kind != "E" or trace.way != "EM"]
+        passes, gap = [p.passes for p in points], [max(p.gap, LEAST) for p in points]
+        style = ".--" if trace.way == "EM" else "-"
+        label = "EM, after M steps" if trace.way == "EM" else trace.way
+        axes.plot(passes, gap, style, color=_tint(trace), linewidth=1.2, markersize=7, label=label)
     axes.set_xscale("symlog", linthresh=1)
     axes.set_yscale("log")
     axes.set_xlim(left=0)
@@ -157,8 +163,8 @@ def gaps(traces: Sequence[Trace], folder: Path) -> Figure:
     axes.legend(frameon=False, fontsize=11, labelcolor=INK, loc="upper left", bbox_to_anchor=(1.02, 1.0))
     save(figure, folder / "gaps.png")
     caption = (
-        f"KL(q(z|x) ‖ p(z|x)) along the way, {LEAST:g} standing for anything below. EM's goes up and down with its "
-        "half steps; that of SVI under the exact posterior is always zero. A network follows the posterior at a "
+        f"KL(q(z|x) ‖ p(z|x)) along the way, {LEAST:g} standing for anything below. EM's is zero after every E "
+        "step; that of SVI under the exact posterior is always zero. A network follows the posterior at a "
         "distance. A fixed q has no gap in the end only where the model has given up what such a q cannot express."
     )
     return Figure("gaps", "The gap along the way", caption, folder / "gaps.png")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inference.assemble import Setup, assemble, start_from_data
+from inference.assemble import Setup, assemble, dataset_of, start_from_data
 from inference.config import Config, ConfigError, load
 from inference.console import Console
 from inference.data import Dataset
@@ -30,8 +30,8 @@ GUIDES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "ppca": {
         "exact": ("model=ppca", "guide=exact", "objective=elbo"),
-        "amortized": ("model=ppca", "guide=full", "objective=elbo"),
-        "diagonal": ("model=ppca", "guide=diagonal", "objective=elbo"),
+        "amortized": ("model=ppca", "guide=full", "objective=elbo", "encoder=linear"),
+        "diagonal": ("model=ppca", "guide=diagonal", "objective=elbo", "encoder=linear"),
     },
 }
 
@@ -106,7 +106,7 @@ class _Makers:
                 f"study.guides: {bad[0]} is not known for model={self.model}; accepted: {', '.join(words)}"
             )
         self.arguments = [argument for argument in arguments if not argument.startswith("model=")]
-        self.dataset = self._reduced(assemble(self._config("exact")).dataset)
+        self.dataset = self._reduced(dataset_of(self._config("exact")))
         self.fitted: dict[str, Any] = {}
         self.ways = ["EM", *(["variational EM"] if settings.variational else []), *(f"SVI, {g}" for g in self.guides)]
 

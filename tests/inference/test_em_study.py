@@ -35,7 +35,7 @@ def study(folder, *words):
 def test_em_is_monotone_and_svi_ends_where_it_does(model, tmp_path):
     options = ["model.components=2"] if model == "gmm" else []
     words = [f"model={model}", *options, "study.guides=[exact]", "study.variational=0", "study.batch_size=20"]
-    page, ways = study(tmp_path, *words, "study.steps=200", "study.learning_rate=0.1")
+    page, ways = study(tmp_path, *words, "study.steps=400", "study.learning_rate=0.05")
     em, svi = ways["EM"], ways["SVI, exact"]
     assert np.diff([row["bound"] for row in em]).min() >= -1e-10
     assert np.diff([row["log_p"] for row in em]).min() >= -1e-10

@@ -15,7 +15,7 @@ from sklearn.mixture import GaussianMixture as SklearnMixture
 
 from guides.enumerated import Enumerated, FreeCategorical, SummedOut, amortized, exact, uniform
 from inference.em import EMSettings, fit
-from models.gmm import COVARIANCES, GaussianMixture
+from models.gmm import COVARIANCES, GaussianMixture, _second_by_component, _second_by_pairs
 from models.nets import MLP
 from models.tabular import TabularVAE
 from models.tractable import DegenerateError
@@ -246,3 +246,12 @@ def test_programs_put_nothing_into_the_global_store():
     model = random_mixture()
     poutine.trace(model).get_trace(torch.randn(2, 3))
     assert not list(pyro.get_param_store().keys())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_second_moments_are_the_same_by_pairs_and_by_component(dtype):
+    x, q = torch.randn(40, 7, dtype=dtype), torch.rand(40, 3, dtype=dtype)
+    expected = torch.einsum("nk,ni,nj->kij", q.double(), x.double(), x.double())
+    row, column = np.tril_indices(7)
+    for second in (_second_by_pairs(x, q), _second_by_component(x, q)):
+        assert torch.allclose(second.double(), expected[:, row, column], atol=1e-4 if dtype == torch.float32 else 1e-10)
