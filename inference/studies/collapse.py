@@ -56,7 +56,6 @@ BUDGET = {
     "evaluation.particles": "100",
     "evaluation.draws": "10",
     "objective": "elbo",
-    "objective.kl": "analytic",
 }
 MEASURED = (
     "test/kl",
@@ -93,8 +92,8 @@ class CollapseSettings:
     decoders: list[str] = field(default_factory=lambda: list(DECODERS))
     remedies: list[str] = field(default_factory=lambda: list(REMEDIES))
     seeds: list[int] = field(default_factory=lambda: [0, 1])
-    collapsed_below: float = 0.1
-    linear_betas: list[float] = field(default_factory=lambda: [0.5, 1.0, 2.0, 4.0, 8.0, 16.0])
+    collapsed_below: float = 0.5
+    linear_betas: list[float] = field(default_factory=lambda: [0.5, 1.0, 1.9, 4.7, 8.0, 12.0])
     linear_dim: int = 20
     linear_scale: float = 0.2
     linear_steps: int = 1500

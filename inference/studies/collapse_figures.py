@@ -102,12 +102,13 @@ def draw_transition(
                           linewidth=1.3, label=_short(decoder))  # fmt: skip
     _frame(axes, "Deep VAEs: active units", [float(row["beta"]) for row in deep])
     axes.legend(frameon=False, fontsize=10, labelcolor=INK)
+    exact = sum(row["active"] == row["exact_active"] for row in linear)
     path = folder / "transition.png"
     save(figure, path)
     caption = (
         "Left: a linear VAE loses its units one by one as the water level β s² rises past the variances of the data; "
-        "every trained model has exactly the number that the formula says. Right: VAEs with nets, by decoder; whiskers "
-        "are one standard error over seeds. No formula is known for these."
+        f"{exact} of {len(linear)} trained models have the number that the formula says. Right: VAEs with nets, "
+        "by decoder; whiskers are one standard error over seeds. No formula is known for these."
     )
     return Figure("transition", "The transition", caption, path)
 
@@ -193,6 +194,11 @@ def _leave_out_the_start(axes: Axes, rising: bool) -> None:
     axes.set_ylim(low - room, high + room)
 
 
+def _named(result: Mapping[str, Any]) -> str:
+    remedy = "no remedy" if result["remedy"] == "none" else f"remedy {_short(result['remedy'])}"
+    return f"β = {result['beta']}, decoder {_short(result['decoder'])}, {remedy}"
+
+
 def draw_side_by_side(galleries: Sequence[Gallery], results: Sequence[Mapping[str, Any]], folder: Path) -> Figure:
     """Data, reconstructions and samples of a collapsed model and of a cured one."""
     first = galleries[0]
@@ -203,6 +209,7 @@ def draw_side_by_side(galleries: Sequence[Gallery], results: Sequence[Mapping[st
     figure = sheet(WIDTH, int(3 * (band[1] + 70) + 120))
     kinds = ("originals", "reconstructions", "samples")
     for column, (drawn, result) in enumerate(zip(galleries, results, strict=True)):
+        told = f"I(x; z) = {result['test/mutual_information']:.2f}, −log p(x) = {result['test/nll']:.1f}"
         for row, kind in enumerate(kinds):
             images = getattr(drawn, kind)[: 2 * SHOWN]
             tiles = colour(images.reshape(2, SHOWN, *first.shape), *look)
@@ -211,14 +218,13 @@ def draw_side_by_side(galleries: Sequence[Gallery], results: Sequence[Mapping[st
             axes.set(xticks=[], yticks=[])
             for spine in axes.spines.values():
                 spine.set_visible(False)
-            words = f"β = {result['beta']}, {_short(result['decoder'])}, {_short(result['remedy'])}: "
-            state = ("collapsed", "cured")[column]
-            told = f"I(x; z) = {result['test/mutual_information']:.2f}, −log p(x) = {result['test/nll']:.1f}"
-            heading(axes, (f"{state} — {words}{told}" if row == 0 else "") + ("" if row == 0 else kind))
+            heading(axes, f"{('collapsed', 'cured')[column]}: {told}" if row == 0 else kind)
     path = folder / "side_by_side.png"
     save(figure, path)
     caption = (
-        "Above held-out data, in the middle their reconstructions from one code each, below samples from the prior. "
-        "The collapsed model answers every datum alike: what it draws may be as good, but its code says nothing."
+        f"Left {_named(results[0])}; right {_named(results[1])}. Above held-out data, in the middle their "
+        "reconstructions from one code each, below samples from the prior; of decoders whose pixels depend on each "
+        "other, draws, of others means. The collapsed model answers every datum alike: its samples may be as good, but "
+        "its code says nothing."
     )
     return Figure("side_by_side", "Collapsed and cured", caption, path)
