@@ -95,11 +95,13 @@ def codes(arguments: list[str], settings: CodesSettings, folder: Path, console: 
         seed = read_summary(run)["seed"]
         coded = encode_run(open_run(run), settings.train_data, settings.data, seed)
         torch.manual_seed(seed)
-        fitted, records = _learnt_with_the_codes(coded)
+        fitted, own = _learnt_with_the_codes(coded)
+        records = [_uniform(coded)]
         for done, word in enumerate(settings.priors, start=1):
             progress(done, total)
             fitted[word], record = _fit(word, coded, settings)
             records.append(record)
+        records += own
         best = min(fitted, key=lambda word: next(r["nats_per_grid"] for r in records if r["prior"] == word))
         files = _files(fitted, best, coded, settings.coded)
         progress(total - 2, total)
@@ -133,13 +135,13 @@ def _uniform(coded: Coded) -> dict[str, Any]:
 
 
 def _learnt_with_the_codes(coded: Coded) -> tuple[dict[str, TokenPrior], list[dict[str, Any]]]:
-    """The uniform prior, and that of the run itself, if it is another one."""
+    """The prior that the run itself has learnt, if it has."""
     prior, word = coded.prior.tokens, coded.setup.config.words["tokens"]
     if not isinstance(prior, TokenPrior):
-        return {}, [_uniform(coded)]
+        return {}, []
     name = f"{word}, learnt with the codes"
     nll = token_nll(prior, coded.tokens["test"], chunk=256)
-    return {name: prior}, [_uniform(coded), _prior_record(name, coded, nll, None)]
+    return {name: prior}, [_prior_record(name, coded, nll, None)]
 
 
 def _prior_record(word: str, coded: Coded, nll: Tensor, seconds: float | None) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def test_the_page_and_the_table(tmp_path):
     assert "Priors over codes" in page.read_text()
     rows = json.loads((tmp_path / "study" / "table.json").read_text())
     priors = {row["prior"]: row for row in rows if row["part"] == "prior"}
-    assert list(priors) == ["uniform", "markov, learnt with the codes", "markov", "masked"]
+    assert list(priors) == ["uniform", "markov", "masked", "markov, learnt with the codes"]
     assert priors["uniform"]["bits_per_image"] == pytest.approx(48)
     assert priors["markov"]["nats_per_grid"] < priors["uniform"]["nats_per_grid"]
     written = [row for row in rows if row["part"] == "file" and row["decoded"] is not None]
