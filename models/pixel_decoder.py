@@ -13,22 +13,23 @@ from models.gated import GatedLayer, check_sizes, shifted_down, shifted_right
 
 
 class PixelCNNLikelihood(Conditional):
-    """Pixels in raster order, each given those above and to the left, and a map that the decoder paints of the latent.
+    """Pixels in raster order, each given those above and to the left, and what the decoder makes of the latent.
 
-    Every gated layer is told the map, pixel by pixel (the PixelVAE of Gulrajani et al. 2017 tells it at the last layers
-    alone). ``layers`` and ``kernel`` say how far a pixel sees: ``layers (kernel - 1) / 2`` rows up and as many columns
+    Every gated layer is told: either a map, pixel by pixel (the PixelVAE of Gulrajani et al. 2017 tells it at the last
+    layers alone), or the same few numbers at every place (van den Oord et al. 2016, equation 4). ``layers`` and ``kernel`` say how far a pixel sees: ``layers (kernel - 1) / 2`` rows up and as many columns
     to each side, and to the left ``layers (kernel - 1) / 2 + 1``. The further, the less the latent is needed, down to
     where the posterior collapses (Chen et al. 2017).
 
     Args:
         event_shape: ``(1, H, W)``.
         context_shape: shape of one latent.
-        net: builds the decoder, from a latent to the map ``(features, H, W)``.
+        net: builds the decoder, from a latent to the map ``(features, H, W)``, or to ``(features, 1, 1)``.
         levels: L, number of values of a pixel, held as floats 0 ... L-1; 2 for bits.
         channels: of each stack of the PixelCNN.
         layers: its gated layers.
         kernel: width of its convolutions, odd.
         features: channels of the map.
+        everywhere: tell all places the same, instead of painting a map.
         dropout: fraction of channels dropped within each layer, in training.
     """
 
@@ -44,6 +45,7 @@ class PixelCNNLikelihood(Conditional):
         layers: int = 3,
         kernel: int = 5,
         features: int = 8,
+        everywhere: bool = False,
         dropout: float = 0.0,
     ) -> None:
         super().__init__(event_shape, context_shape)
@@ -54,7 +56,7 @@ class PixelCNNLikelihood(Conditional):
         grid = torch.Size(self.event_shape[1:])
         self.levels = levels
         self.pixels = _Pixels(grid, levels, channels, layers, kernel, features, dropout)
-        self.net = net(self.context_shape, (features, *grid))
+        self.net = net(self.context_shape, (features, *((1, 1) if everywhere else grid)))
 
     @property
     def values_per_draw(self) -> int:
@@ -72,7 +74,7 @@ class PixelCNNLikelihood(Conditional):
 
 
 class _Pixels(nn.Module):
-    """Scores and draws images ``(B, 1, H, W)`` given maps ``(B, features, H, W)``."""
+    """Scores and draws images ``(B, 1, H, W)`` given maps ``(B, features, H, W)`` or ``(B, features, 1, 1)``."""
 
     def __init__(
         self, grid: torch.Size, levels: int, channels: int, layers: int, kernel: int, features: int, dropout: float
@@ -114,9 +116,10 @@ class _Pixels(nn.Module):
         """For each layer what the horizontal stack in this row has to know beside the row, ``(B, 2 C, 1, W)``."""
         rows = slice(max(0, row - self.rows_seen), row + 1)
         vertical = shifted_down(self._embedded(values[:, :, rows])) + self.place[:, rows]
+        told = condition[:, :, rows] if condition.shape[2] == self.grid[0] else condition
         above = []
         for layer in self.layers:
-            vertical, from_above = layer.look_up(vertical, condition[:, :, rows])  # type: ignore[operator]
+            vertical, from_above = layer.look_up(vertical, told)  # type: ignore[operator]
             above.append(from_above[:, :, -1:])
         return above
 

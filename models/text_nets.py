@@ -1,7 +1,7 @@
 """Encoders that read lines of tokens (see :mod:`models.text`)."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,8 @@ class LineEncoder(nn.Module):
         pool: ``"last"`` reads the state after the end of the line, ``"mean"`` and ``"max"`` all of them up to there,
             which lets words far from the end be felt (Long, Cao and Cheung 2019).
     """
+
+    reads_tokens: ClassVar[bool] = True  # no gradient reaches its input
 
     def __init__(
         self,

@@ -100,6 +100,13 @@ class VampPrior(Aggregate):
             raise ValueError(f"components must be at least 1, got {components}")
         self.pseudo_inputs = nn.Parameter(torch.randn(components, *self.data_shape))
 
+    def look_through(self, core: Conditional) -> None:
+        if any(getattr(part, "reads_tokens", False) for part in core.modules()):
+            raise ValueError(
+                "pseudo-inputs are learned by gradient, and tokens have none; accepted for tokens: prior=aggregated"
+            )
+        super().look_through(core)
+
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
         """Start at random ones of the data ``(N, *data_shape)``, as evenly as there are fewer data than inputs."""

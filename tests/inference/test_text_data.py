@@ -124,6 +124,7 @@ def test_only_likelihoods_of_lines_see_tokens(toy):
         (["encoder=mlp"], "accepted: encoder=gru or lstm"),
         (["encoder=gru", "likelihood=bernoulli"], "choose likelihood=lstm"),
         (["encoder=gru", "likelihood.heads=2"], "unknown key"),
+        (["encoder=gru", "prior=vamp"], "accepted for tokens: prior=aggregated"),
     ],
 )
 def test_parts_that_do_not_go_with_lines_are_refused(toy, arguments, words):

@@ -86,7 +86,7 @@ CASES = {
     "DiscretizedLogistic": lambda: likelihoods.DiscretizedLogistic(IMAGE, (3,), SMALL_CONV, levels=16),
     "DiscretizedLogistic shared": lambda: likelihoods.DiscretizedLogistic(IMAGE, (3,), MLP8, 16, shared_scale=True),
     "PixelCNNLikelihood": lambda: PixelCNNLikelihood(IMAGE, (3,), MLP8, channels=4, layers=2, kernel=3, features=2),
-    "PixelCNNLikelihood grey": lambda: PixelCNNLikelihood(IMAGE, (3,), MLP8, levels=4, channels=4, layers=1),
+    "PixelCNNLikelihood grey": lambda: PixelCNNLikelihood(IMAGE, (3,), MLP8, levels=4, channels=4, everywhere=True),
     "LSTMLikelihood": lambda: LSTMLikelihood((4,), (3,), levels=5, width=3, hidden=4, layers=2),
     "LSTMLikelihood skip": lambda: LSTMLikelihood((4,), (3,), levels=5, width=3, hidden=4, layers=2, skip=True),
     "TransformerLikelihood": lambda: TransformerLikelihood((4,), (3,), levels=5, width=4, heads=2, skip=True),

@@ -26,9 +26,10 @@ def every_image(shape, levels):
     return numbers.to(torch.get_default_dtype()).reshape(-1, *shape)
 
 
+@pytest.mark.parametrize("everywhere", [False, True])
 @pytest.mark.parametrize(("shape", "levels"), [((1, 2, 3), 2), ((1, 3, 3), 2), ((1, 2, 2), 4)])
-def test_the_mass_of_all_images_is_one_whatever_the_latent(shape, levels):
-    made, images = likelihood(shape, levels), every_image(shape, levels)
+def test_the_mass_of_all_images_is_one_whatever_the_latent(shape, levels, everywhere):
+    made, images = likelihood(shape, levels, channels=8, everywhere=everywhere), every_image(shape, levels)
     z = torch.randn(3, 1, 2)
     mass = made(z).log_prob(images).exp()  # (3, images)
     assert mass.shape == (3, levels ** (shape[1] * shape[2]))
@@ -74,8 +75,9 @@ def test_the_map_enters_at_every_layer():
             weight.copy_(kept)
 
 
-def test_drawing_row_by_row_uses_the_same_logits():
-    made = likelihood((1, 9, 5), layers=2, kernel=3)  # taller than what a row sees
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_drawing_row_by_row_uses_the_same_logits(everywhere):
+    made = likelihood((1, 9, 5), layers=2, kernel=3, everywhere=everywhere)  # taller than what a row sees
     condition = made.net(torch.randn(4, 2))
     x = torch.bernoulli(torch.full((4, 1, 9, 5), 0.5))
     whole = made.pixels.logits(x, condition)
