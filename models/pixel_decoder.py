@@ -16,9 +16,10 @@ class PixelCNNLikelihood(Conditional):
     """Pixels in raster order, each given those above and to the left, and what the decoder makes of the latent.
 
     Every gated layer is told: either a map, pixel by pixel (the PixelVAE of Gulrajani et al. 2017 tells it at the last
-    layers alone), or the same few numbers at every place (van den Oord et al. 2016, equation 4). ``layers`` and ``kernel`` say how far a pixel sees: ``layers (kernel - 1) / 2`` rows up and as many columns
-    to each side, and to the left ``layers (kernel - 1) / 2 + 1``. The further, the less the latent is needed, down to
-    where the posterior collapses (Chen et al. 2017).
+    layers alone), or the same few numbers at every place (van den Oord et al. 2016, equation 4). ``layers`` and
+    ``kernel`` say how far a pixel sees: ``layers (kernel - 1) / 2`` rows up and as many columns to each side, and to
+    the left ``layers (kernel - 1) / 2 + 1``. The further, the less the latent is needed, down to where the posterior
+    collapses (Chen et al. 2017).
 
     Args:
         event_shape: ``(1, H, W)``.
