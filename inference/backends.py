@@ -42,6 +42,11 @@ def compiled(graph: GraphModule, inputs: Sequence[Tensor]) -> Function:
         raise CannotCapture(f"the compiler failed: {type(error).__name__}: {_telling_line(error)}") from error
 
 
+def is_recorded(device: torch.device) -> bool:
+    """Whether functions on this device are recorded, and so read and write the same tensors each time."""
+    return device.type == "cuda"
+
+
 class Recorded:
     """A function of fixed tensors, recorded once into a CUDA graph and replayed as a single launch.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _INDEX = "checkpoint.json"
 
@@ -137,3 +137,17 @@ def prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Undo :func:`prefixed`: those of ``tensors`` under ``prefix``, by their own names."""
     return {name.removeprefix(f"{prefix}."): t for name, t in tensors.items() if name.startswith(f"{prefix}.")}
+
+
+def load_programs(tensors: dict[str, Tensor], programs: dict[str, nn.Module]) -> None:
+    """Copy a checkpoint's parameters into model and guide.
+
+    Raises:
+        CheckpointError: names or shapes differ.
+    """
+    for name, program in programs.items():
+        try:
+            program.load_state_dict(under(name, tensors))
+        except RuntimeError as error:
+            first = str(error).splitlines()[-1].strip()
+            raise CheckpointError(f"the checkpoint is not of this {name}: {first}") from None

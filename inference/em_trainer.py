@@ -20,7 +20,7 @@ from inference.particles import StructureError, particles, validation
 from inference.settings import TrainerSettings
 from inference.signals import deferred
 from inference.svi import validation as validation_of
-from inference.trainer import Observer, load_programs
+from inference.trainer import Observer
 from models.tractable import check_finite
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ class EMTrainer:
 
     def recall(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Take over what a checkpoint's run has come to, without going on."""
-        load_programs(tensors, self.programs)
+        checkpoint.load_programs(tensors, self.programs)
         self.step, self.seconds, self._told = state["step"], state["seconds"], state["told"]
 
     def summary(self) -> dict[str, Any]:

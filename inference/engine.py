@@ -1,6 +1,6 @@
 """One optimization step."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -131,3 +131,12 @@ class SVI(pyro.infer.SVI):
         loss = self.loss_and_grads(self.model, self.guide, x, *args, **kw)
         self.optim(batch_size=x.shape[0])
         return loss
+
+    def steps(self, batches: Sequence[Tensor], before: Callable[[int], None] | None = None) -> Tensor:
+        """A step on each batch ``(B, *event_shape)``, ``before(i)`` called before the i-th; the losses in nats."""
+        losses = []
+        for i, x in enumerate(batches):
+            if before is not None:
+                before(i)
+            losses.append(torch.as_tensor(self.step(x)))
+        return torch.stack(losses)

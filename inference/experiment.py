@@ -7,7 +7,7 @@ import os
 import platform
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -35,6 +35,23 @@ def train(config: Config, console: Console) -> Path:
     Raises:
         ConfigError: an option is bad, or ``run.dir`` holds a run already.
     """
+    run = begin(config, console)
+    with locked(run.folder), resumable(run.folder):
+        record(run)
+        _fit_and_finish(*run, console)
+    return run.folder
+
+
+class Run(NamedTuple):
+    """A run that can take steps."""
+
+    setup: Setup
+    folder: Path
+    trainer: Trainer | EMTrainer
+
+
+def begin(config: Config, console: Console) -> Run:
+    """Everything that comes before the first file; the folder is there afterwards, and empty."""
     folder = choose_folder(config)
     set_threads(config)
     setup = assemble(config)
@@ -42,29 +59,36 @@ def train(config: Config, console: Console) -> Path:
     trainer = _trainer(setup, folder, console)
     trainer.check()
     trainer.folder = folder = make_folder(folder, asked=bool(config.values.run.dir))
-    with locked(folder), resumable(folder):
-        refuse_used(folder)  # once more, now that nobody else can start one
-        recipe = setup.config.tree()
-        recipe["run"]["dir"] = str(folder)
-        if recipe["run"].get("start"):
-            recipe["run"]["start"] = str(Path(recipe["run"]["start"]).resolve())
-        for name in ("root", "path"):  # resume and report may be asked for from another directory
-            if recipe["data"].get(name):
-                recipe["data"][name] = str(Path(recipe["data"][name]).resolve())
-        write_atomically(folder / "config.yaml", yaml.safe_dump(recipe, sort_keys=False))
-        _fit_and_finish(setup, folder, trainer, console)
-    return folder
+    return Run(setup, folder, trainer)
+
+
+def record(run: Run) -> None:
+    """Write the configuration, inside the folder's lock."""
+    refuse_used(run.folder)  # once more, now that nobody else can start one
+    recipe = run.setup.config.tree()
+    recipe["run"]["dir"] = str(run.folder)
+    if recipe["run"].get("start"):
+        recipe["run"]["start"] = str(Path(recipe["run"]["start"]).resolve())
+    for name in ("root", "path"):  # resume and report may be asked for from another directory
+        if recipe["data"].get(name):
+            recipe["data"][name] = str(Path(recipe["data"][name]).resolve())
+    write_atomically(run.folder / "config.yaml", yaml.safe_dump(recipe, sort_keys=False))
 
 
 def resume(folder: Path, console: Console) -> Path:
     """Continue a run from its last checkpoint to its end, as if it had not stopped."""
-    setup = _reopen(folder)
+    setup = reopen(folder)
     with locked(folder):
-        _resume(setup, folder, console)
+        run = take_up(setup, folder, console)
+        if is_finished(run):
+            console.say(f"finished  nothing is left to do in {folder}; its report is {folder / 'report.html'}")
+        else:
+            _fit_and_finish(*run, console)
     return folder
 
 
-def _resume(setup: Setup, folder: Path, console: Console) -> None:
+def take_up(setup: Setup, folder: Path, console: Console) -> Run:
+    """A run as its last checkpoint left it, inside the folder's lock."""
     trainer = _trainer(setup, folder, console)
     if checkpoint.exists(folder / "checkpoint"):
         trainer.restore()
@@ -72,10 +96,7 @@ def _resume(setup: Setup, folder: Path, console: Console) -> None:
         raise CheckpointError(f"{folder / 'checkpoint'} is gone, although the run was under way; train again")
     else:  # stopped between its configuration and its first checkpoint
         start_from_data(setup)
-    if _is_finished(folder, trainer):
-        console.say(f"finished  nothing is left to do in {folder}; its report is {folder / 'report.html'}")
-    else:
-        _fit_and_finish(setup, folder, trainer, console)
+    return Run(setup, folder, trainer)
 
 
 def reevaluate(folder: Path, arguments: list[str], console: Console) -> dict[str, Any]:
@@ -83,7 +104,7 @@ def reevaluate(folder: Path, arguments: list[str], console: Console) -> dict[str
     _allow("evaluate", arguments, "evaluation.", "device=", "threads=")
     setup, trainer = _trained(folder, arguments)
     with locked(folder):
-        return _finish(setup, folder, trainer, console)
+        return finish(setup, folder, trainer, console)
 
 
 def report(folder: Path, console: Console) -> Path:
@@ -130,17 +151,17 @@ def _fit_and_finish(setup: Setup, folder: Path, trainer: Trainer | EMTrainer, co
         trainer.fit()
     if note := trainer.note():
         console.say(note)
-    _finish(setup, folder, trainer, console)
+    finish(setup, folder, trainer, console)
 
 
-def _is_finished(folder: Path, trainer: Trainer | EMTrainer) -> bool:
+def is_finished(run: Run) -> bool:
     """Whether summary, draws and page are there, in the order in which a run writes them, of its last step."""
-    files = [folder / name for name in ("summary.json", "posterior.nc", "report.html")]
-    if not trainer.finished or not all(file.is_file() for file in files):
+    files = [run.folder / name for name in ("summary.json", "posterior.nc", "report.html")]
+    if not run.trainer.finished or not all(file.is_file() for file in files):
         return False
     times = [file.stat().st_mtime_ns for file in files]
     try:
-        return times == sorted(times) and read_summary(folder)["train/steps"] == trainer.step
+        return times == sorted(times) and read_summary(run.folder)["train/steps"] == run.trainer.step
     except (CheckpointError, KeyError):
         return False
 
@@ -158,7 +179,7 @@ def _trainer(setup: Setup, folder: Path, console: Console | None) -> Trainer | E
     )
 
 
-def _finish(setup: Setup, folder: Path, trainer: Trainer | EMTrainer, console: Console) -> dict[str, Any]:
+def finish(setup: Setup, folder: Path, trainer: Trainer | EMTrainer, console: Console) -> dict[str, Any]:
     """Everything after the last step: numbers, posterior draws, pictures, page."""
     config, dataset = setup.config, setup.dataset
     settings, seed = config.section("evaluation"), config.values.seed
@@ -225,7 +246,8 @@ def _allow(verb: str, arguments: list[str], *starts: str) -> None:
         raise ConfigError(f"{other[0]}: {verb} takes {accepted}; the rest of the run is what it is")
 
 
-def _reopen(folder: Path, arguments: list[str] | None = None) -> Setup:
+def reopen(folder: Path, arguments: list[str] | None = None) -> Setup:
+    """The parts of a run as they were built."""
     expect_run(folder)
     recipe = read_recipe(str(folder / "config.yaml"))
     run = recipe.setdefault("run", {})
@@ -238,7 +260,7 @@ def _reopen(folder: Path, arguments: list[str] | None = None) -> Setup:
 
 def _trained(folder: Path, arguments: list[str]) -> tuple[Setup, Trainer | EMTrainer]:
     """A run's parts with the parameters of its checkpoint."""
-    setup = _reopen(folder, arguments)
+    setup = reopen(folder, arguments)
     trainer = _trainer(setup, folder, None)
     tensors, state = checkpoint.load(folder / "checkpoint")
     trainer.recall(tensors, state)

@@ -17,6 +17,7 @@ from hydra.errors import HydraException
 from inference.checkpoint import write_atomically
 from inference.config import ConfigError, load, parse_argument
 from inference.console import Console, Quiet
+from inference.groups import in_groups
 from inference.signals import Interrupted, raised
 from inference.study import Section, draw_grid, words_with_error, write_study
 from inference.table import COLUMNS, Table, over_seeds
@@ -67,12 +68,13 @@ def expand(arguments: Sequence[str]) -> list[Point]:
 def grid(arguments: Sequence[str], console: Console) -> Path:
     """Run the grid that the arguments span and write its page; returns the page's path.
 
-    ``run.dir`` names the grid's folder; ``grid.jobs`` how many runs go at a time, 0 for one per CPU core.
+    ``run.dir`` names the grid's folder; ``grid.jobs`` how many processes work at a time, 0 for one per CPU core.
+    ``grid.together`` says whether runs that differ in values alone train in one step: auto where it pays, yes, no.
 
     Raises:
         ConfigError: a bad option, or no option with several values.
     """
-    own, rest = split_arguments(arguments, ("run.dir", "grid.jobs"))
+    own, rest = split_arguments(arguments, ("run.dir", "grid.jobs", "grid.together"))
     points = expand(rest)
     labels = list(points[0].labels)
     if not labels:
@@ -80,8 +82,11 @@ def grid(arguments: Sequence[str], console: Console) -> Path:
     jobs = own.get("grid.jobs", "0")
     if not jobs.isdecimal():
         raise ConfigError(f"grid.jobs={jobs} is not a number of processes; 0 takes one per core")
+    together = own.get("grid.together", "auto")
+    if together not in ("auto", "yes", "no"):
+        raise ConfigError(f"grid.together={together} is not one of auto, yes, no")
     folder = Path(own.get("run.dir") or f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}-grid")
-    table, results = run_grid(points, folder, console, int(jobs))
+    table, results = run_grid(points, folder, console, int(jobs), together=together)
     failed = [result for result in results if result.get("error")]
     page = write_study(
         folder,
@@ -107,7 +112,12 @@ def split_arguments(arguments: Sequence[str], keys: Sequence[str]) -> tuple[dict
 
 
 def run_grid(
-    points: Sequence[Point], folder: Path, console: Console, jobs: int = 0, run_dir: Path | None = None
+    points: Sequence[Point],
+    folder: Path,
+    console: Console,
+    jobs: int = 0,
+    run_dir: Path | None = None,
+    together: str = "no",
 ) -> tuple[Table, list[dict]]:
     """Train every point in a folder of its own and collect the results.
 
@@ -120,6 +130,7 @@ def run_grid(
         console: who is told.
         jobs: how many run at a time, each in a process of its own (1: in this one); 0 for one per CPU core.
         run_dir: what ``run.dir`` has to be to go on after an interruption, where that is not ``folder``.
+        together: whether runs that differ in values alone train in one step: auto where it pays, yes, no.
 
     Returns:
         The table of means and standard errors over seeds, and the results one by one.
@@ -132,11 +143,21 @@ def run_grid(
         raise ConfigError(f"run.dir={folder} cannot be made: {error.strerror}; accepted: a new directory") from None
     _remember(points, folder / "grid.json")
     jobs = jobs_for(jobs, points)
+    groups = in_groups([point.arguments for point in points], jobs, together)
+    if sharing := [group for group in groups if len(group) > 1]:
+        sizes = " + ".join(str(len(group)) for group in sharing)
+        console.say(
+            f"together  {sizes} runs that differ in values alone share compiled steps; grid.together=no parts them"
+        )
     results: list[dict[str, Any]] = [{} for _ in points]
     try:
         with console.stage(f"{len(points)} runs, {jobs} at a time") as progress:
-            for done, (place, result) in enumerate(spread(partial(_run_in, folder), points, jobs), start=1):
-                results[place] = result
+            work = [tuple(points[place] for place in group) for group in groups]
+            done = 0
+            for place, found in spread(partial(_run_in, folder), work, min(jobs, len(work))):
+                for member, result in zip(groups[place], found, strict=True):
+                    results[member] = result
+                done += len(found)
                 progress(done, len(points))
     except WorkerError as error:
         again = f"give the same command, with run.dir={run_dir or folder} and a smaller grid.jobs"
@@ -166,8 +187,13 @@ def _remember(points: Sequence[Point], path: Path) -> None:
     write_atomically(path, json.dumps(known, indent=1) + "\n")
 
 
-def _run_in(folder: Path, point: Point) -> dict[str, Any]:
-    return run_point(point, folder / point.name)
+def _run_in(folder: Path, points: Sequence[Point]) -> list[dict[str, Any]]:
+    if len(points) == 1:
+        return [run_point(points[0], folder / points[0].name)]
+    from inference.together import train_together
+
+    results = train_together([(point.arguments, folder / point.name) for point in points])
+    return [{**p.labels, "run": p.name, **result} for p, result in zip(points, results, strict=True)]
 
 
 def run_point(point: Point, folder: Path) -> dict[str, Any]:

@@ -27,6 +27,7 @@ class TrainerSettings:
             none.
         checkpoint_seconds: seconds between checkpoints.
         engine: eager, or compiled: the same numbers to rounding, faster steps after some seconds of compiling.
+        steps_per_call: steps that the compiled engine takes as one function: less time between steps, more compiling.
     """
 
     epochs: int = 0
@@ -40,8 +41,14 @@ class TrainerSettings:
     gap_particles: int = 0
     checkpoint_seconds: float = 20.0
     engine: str = "eager"
+    steps_per_call: int = 1
 
     def __post_init__(self) -> None:
+        if self.steps_per_call < 1 or (self.steps_per_call > 1 and self.engine != "compiled"):
+            raise ValueError(
+                f"trainer.steps_per_call: {self.steps_per_call} with trainer.engine={self.engine}; accepted: 1, or "
+                "more with trainer.engine=compiled"
+            )
         if self.schedule not in SCHEDULES:
             raise ValueError(f"trainer.schedule: {self.schedule!r} is not one of {', '.join(SCHEDULES)}")
         if self.engine not in ("eager", "compiled"):

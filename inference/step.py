@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_unflatten
 
-from inference.backends import Function, Recorded, compiled, retraced
+from inference.backends import Function, Recorded, compiled, is_recorded, retraced
 from inference.capture import CannotCapture, Captured, capture
 from inference.updates import Update, optimizers_of
 
@@ -29,7 +29,7 @@ class CompiledStep:
         self._function: Function = retraced(self._whole, self._inputs)
         if svi.inductor:
             self._function = compiled(self._function, self._inputs)
-        self._recorded = Recorded(self._function, self._inputs) if self.device.type == "cuda" else None
+        self._recorded = Recorded(self._function, self._inputs) if is_recorded(self.device) else None
 
     def __call__(self, args: list[Tensor], rows: list[list[tuple[float, ...]]]) -> Tensor:
         """The steps on these arguments, those of each step after those of the one before; returns the losses."""
@@ -76,7 +76,7 @@ class CompiledStep:
         numbers = (self.count, *self.update.rows)
         self._numbers = torch.zeros(numbers, dtype=self.parameters[0].dtype, device=self.device)
         self._args = slice(len(self.captured.tensors), len(self.captured.tensors) + self.count * len(args))
-        on_device = [arg.clone() if self.device.type == "cuda" else arg for _ in range(self.count) for arg in args]
+        on_device = [arg.clone() if is_recorded(self.device) else arg for _ in range(self.count) for arg in args]
         annealed = [torch.stack([tensor.detach()] * self.count) for tensor in self._annealed]
         state = [*self.update.tensors, *self.update.counters, self._numbers]
         self._inputs = [*self.captured.tensors, *on_device, *annealed, *state]

@@ -29,7 +29,7 @@ def svi(
 ) -> Trainer:
     """Stochastic variational inference: gradient steps on batches, model and guide together."""
     settings = setup.config.section("trainer")
-    engine = _engine(settings.engine, setup.config.section("batching").batch_size)
+    engine = _engine(settings.engine, setup.config.section("batching").batch_size, settings.steps_per_call)
     return trainer_of(setup, folder, observers, guide, objective, optimizer, engine)
 
 
@@ -63,9 +63,9 @@ def validation(setup: "Setup") -> Callable[[], dict[str, float]]:
     )
 
 
-def _engine(name: str, batch_size: int) -> Callable[..., SVI]:
+def _engine(name: str, batch_size: int, steps_per_call: int) -> Callable[..., SVI]:
     if name == "eager":
         return SVI
     from inference.compiled import CompiledSVI
 
-    return partial(CompiledSVI, batch_size=batch_size)
+    return partial(CompiledSVI, batch_size=batch_size, steps_per_call=steps_per_call)

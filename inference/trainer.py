@@ -3,8 +3,8 @@
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,19 +14,16 @@ from torch import Tensor, nn
 
 from inference import checkpoint
 from inference.data import Batches, DataError
+from inference.divergence import Diverged, advice, divergence
 from inference.engine import SVI
 from inference.failures import one_line, out_of_memory
 from inference.log import append_row, drop_rows_after
 from inference.particles import StructureError, first_non_finite_site, validation
 from inference.schedules import SCHEDULES
 from inference.settings import TrainerSettings
-from inference.signals import deferred
+from inference.signals import Pending, deferred
 
 DEFAULT_STEPS = 15_000
-
-
-class Diverged(RuntimeError):
-    """Training met a number that is not finite; the message names step and site."""
 
 
 class Observer(Protocol):
@@ -71,6 +68,9 @@ class Trainer:
         self._checked = False
         self._clock = time.monotonic()
         self._schedule = SCHEDULES[settings.schedule]
+        self.steps_per_call = settings.steps_per_call
+        # surroundings in which the default generators are this run's, where it shares them with others
+        self.randomness: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     @property
     def finished(self) -> bool:
@@ -90,24 +90,54 @@ class Trainer:
             Diverged: a loss or a parameter was not finite; the last good checkpoint is kept.
             Interrupted: SIGTERM or SIGINT arrived; the step at hand was finished and a checkpoint written.
         """
+        self.begin()
+        with deferred() as pending, watched(), suppress(StopIteration):
+            course, losses = self.course(pending), None
+            while True:
+                losses = self._take(course.send(losses))
+
+    def begin(self) -> None:
+        """What comes before the first step: a check, a checkpoint."""
         drop_rows_after(self.folder / "metrics.jsonl", self.step)
         if self.step == 0:
             self.check()
             self.save()
-        last_save = time.monotonic()
-        with deferred() as pending, validation(False), _own_watch():
-            self._clock = time.monotonic()
-            while self.step < self.total_steps:
-                for x in self.batches:
-                    self._try_step(x)
-                    self._log()
-                    if pending or time.monotonic() - last_save > self.settings.checkpoint_seconds:
-                        self.save()
-                        last_save = self._clock = time.monotonic()
-                    pending.deliver(f" after step {self.step:,}; the checkpoint is written")
-                    if self.step >= self.total_steps:
-                        break
+
+    def course(self, pending: Pending) -> Generator[list[Tensor], Tensor | None, None]:
+        """The training but for its steps, in :func:`watched` surroundings.
+
+        Gives the batches of the next steps, and is sent their losses in nats once somebody has taken them, having
+        called :meth:`prepare` before each.
+        """
+        self._clock = last_save = time.monotonic()
+        while self.step < self.total_steps:
+            for xs in self._calls():
+                losses = yield xs
+                assert losses is not None
+                self._note(xs, losses)
+                self._log()
+                if pending or time.monotonic() - last_save > self.settings.checkpoint_seconds:
+                    self.save()
+                    last_save = self._clock = time.monotonic()
+                pending.deliver(f" after step {self.step:,}; the checkpoint is written")
+                if self.step >= self.total_steps:
+                    break
         self.save()
+
+    def _calls(self) -> Iterator[list[Tensor]]:
+        """The rest of an epoch, in as many batches at a time as one call of the engine takes.
+
+        Calls end at the same steps whether a run was interrupted or not, and where a row of the log is due.
+        """
+        some: list[Tensor] = []
+        for x in self.batches:
+            some.append(x)
+            step = self.step + len(some)
+            if step % self.steps_per_call == 0 or self._is_row(step):
+                yield some
+                some = []
+        if some:
+            yield some
 
     def check(self) -> None:
         """Score one batch under Pyro's argument checks, which cost a sync each and are off in the steps.
@@ -144,26 +174,34 @@ class Trainer:
                 raise
             raise StructureError(f"model and guide cannot score a batch: {one_line(error)}") from error
 
-    def _try_step(self, x: Tensor) -> None:
+    def _take(self, xs: list[Tensor]) -> Tensor:
         try:
-            self.take_step(x)
+            return self.svi.steps(xs, self.prepare)
         except torch.linalg.LinAlgError as error:
             self._check_finite()  # if what it could not decompose was not finite, there is more to say
-            raise Diverged(f"step {self.step + 1:,} failed: {one_line(error)}. {self._advice()}") from error
+            raise Diverged(f"step {self.step + 1:,} failed: {one_line(error)}. {advice(self.folder)}") from error
 
-    def take_step(self, x: Tensor) -> None:
-        """One optimization step on a batch, at the learning rate of the moment."""
-        progress = self.step / self.total_steps
+    def prepare(self, i: int) -> None:
+        """Set the learning rate, weights and temperatures of the step that comes after ``i`` more."""
+        progress = (self.step + i) / self.total_steps
         self.svi.optim.set_learning_rate(self.settings.learning_rate * self._schedule(progress))
         self.svi.at(progress)
-        loss = self.svi.step(x)
-        self.window[self.step % self.settings.log_every] = -loss / x.shape[0]
-        self.step += 1
+
+    def take_step(self, x: Tensor) -> None:
+        """One step on a batch."""
+        self._note([x], self.svi.steps([x], self.prepare))
+
+    def _note(self, xs: list[Tensor], losses: Tensor) -> None:
+        for x, loss in zip(xs, losses, strict=True):
+            self.window[self.step % self.settings.log_every] = -loss / x.shape[0]
+            self.step += 1
 
     def save(self) -> None:
         """Write a checkpoint of everything that the rest of the run depends on."""
         self._check_finite()
         batches = self.batches.state_dict()
+        with self.randomness():
+            noise = checkpoint.rng_state()
         tensors = {
             **{
                 f"{name}.{key}": tensor
@@ -172,7 +210,7 @@ class Trainer:
             },
             **checkpoint.prefixed("optimizer", self.svi.optim.tensors()),
             **checkpoint.prefixed("svi", self.svi.state_dict()),
-            **checkpoint.prefixed("rng", checkpoint.rng_state()),
+            **checkpoint.prefixed("rng", noise),
             **checkpoint.prefixed("batches", {k: v for k, v in batches.items() if isinstance(v, Tensor)}),
             "window": self.window,
         }
@@ -193,7 +231,7 @@ class Trainer:
         """
         tensors, state = checkpoint.load(self.folder / "checkpoint")
         self._check_origin(state)
-        load_programs(tensors, self.programs)
+        checkpoint.load_programs(tensors, self.programs)
         self.svi.optim.load_tensors(checkpoint.under("optimizer", tensors))
         self.svi.load_state_dict(checkpoint.under("svi", tensors))
         try:
@@ -207,7 +245,7 @@ class Trainer:
 
     def recall(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Take over what a checkpoint's run has come to, without going on."""
-        load_programs(tensors, self.programs)
+        checkpoint.load_programs(tensors, self.programs)
         self.svi.load_state_dict(checkpoint.under("svi", tensors))
         self.step, self.seconds = state["step"], state["seconds"]
 
@@ -244,11 +282,16 @@ class Trainer:
     def _log(self) -> None:
         for observer in self.observers:
             observer.on_step(self.step, self.total_steps)
-        validate_every = -(-self.total_steps // self.settings.validations) if self.settings.validations else 0
-        last = self.step == self.total_steps
-        due = bool(validate_every) and (self.step % validate_every == 0 or last)
-        if self.step % self.settings.log_every == 0 or due or last:
-            self._write_row(validate=due)
+        if self._is_row(self.step):
+            self._write_row(validate=self._is_validation(self.step))
+
+    def _is_row(self, step: int) -> bool:
+        """Whether a row of the log is written after a step."""
+        return step % self.settings.log_every == 0 or step == self.total_steps or self._is_validation(step)
+
+    def _is_validation(self, step: int) -> bool:
+        every = -(-self.total_steps // self.settings.validations) if self.settings.validations else 0
+        return bool(every) and (step % every == 0 or step == self.total_steps)
 
     def _write_row(self, validate: bool) -> None:
         self._check_finite()
@@ -267,7 +310,7 @@ class Trainer:
             row.update(self.validate())
         for name, value in row.items():
             if not math.isfinite(value):
-                raise Diverged(f"not finite at step {self.step:,}: {name}. {self._advice()}")
+                raise Diverged(f"not finite at step {self.step:,}: {name}. {advice(self.folder)}")
         append_row(self.folder / "metrics.jsonl", row)
         for observer in self.observers:
             observer.on_row(row)
@@ -278,58 +321,14 @@ class Trainer:
         norms = torch._foreach_norm([parameter.detach() for parameter in self.svi.optim.parameters])
         total = torch.stack(norms).sum() + self.window.to(norms[0].dtype).sum()
         if not bool(torch.isfinite(total)):
-            raise self._divergence()
-
-    def _divergence(self) -> Diverged:
-        """Replay the steps since the last good checkpoint, which gives the same numbers, and look at each."""
-        if not checkpoint.exists(self.folder / "checkpoint"):
-            return Diverged("not finite before the first step: a parameter; check the data's scale and the likelihood")
-        last = self.step
-        self.restore()
-        bad = None
-        while self.step < last and not bad:
-            for x in self.batches:
-                bad = self._replay(x)
-                if bad or self.step >= last:
-                    break
-        return Diverged(f"not finite at step {self.step:,}: {bad or 'the bound'}. {self._advice()}")
-
-    def _replay(self, x: Tensor) -> str | None:
-        rng = checkpoint.rng_state()
-        try:
-            site = first_non_finite_site(self.svi.model, self.svi.guide, x)
-            checkpoint.set_rng_state(rng)
-            self.take_step(x)
-        except torch.linalg.LinAlgError as error:
-            return one_line(error)
-        return site or self._non_finite_parameter()
-
-    def _advice(self) -> str:
-        return (
-            f"The last good checkpoint is kept in {self.folder / 'checkpoint'}; "
-            "try a smaller trainer.learning_rate or trainer.gradient_clip=1"
-        )
-
-    def _non_finite_parameter(self) -> str | None:
-        for program_name, program in self.programs.items():
-            for name, parameter in program.named_parameters():
-                if not torch.isfinite(parameter.norm()):  # too large to be squared is as bad
-                    return f"gradient of {program_name} parameter '{name}'"
-        return None
+            raise divergence(self)
 
 
-def load_programs(tensors: dict[str, Tensor], programs: dict[str, nn.Module]) -> None:
-    """Copy a checkpoint's parameters into model and guide.
-
-    Raises:
-        CheckpointError: names or shapes differ.
-    """
-    for name, program in programs.items():
-        try:
-            program.load_state_dict(checkpoint.under(name, tensors))
-        except RuntimeError as error:
-            first = str(error).splitlines()[-1].strip()
-            raise checkpoint.CheckpointError(f"the checkpoint is not of this {name}: {first}") from None
+@contextmanager
+def watched() -> Iterator[None]:
+    """The surroundings of steps: argument checks, each of which would wait for the device, are off."""
+    with validation(False), _own_watch():
+        yield
 
 
 @contextmanager

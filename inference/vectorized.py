@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_flatten
 
-from inference.backends import Function, Recorded, compiled, retraced
+from inference.backends import Function, Recorded, compiled, is_recorded, retraced
 from inference.capture import CannotCapture, constants, identities
 from inference.compiled import CompiledSVI
 from inference.step import loss_and_gradients
@@ -123,7 +123,7 @@ class _Together:
         except RuntimeError as error:
             raise CannotCapture(f"it cannot be mapped over runs: {str(error).splitlines()[0]}") from error
         self._function: Function = compiled(graph, self._inputs) if svi.inductor else graph
-        self._recorded = Recorded(self._function, self._inputs) if self.device.type == "cuda" else None
+        self._recorded = Recorded(self._function, self._inputs) if is_recorded(self.device) else None
 
     def __call__(self, xs: Sequence[Tensor], taken: int) -> Tensor:
         if [identities(places) for places in self._places] != self._taken_as:

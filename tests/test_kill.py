@@ -32,6 +32,8 @@ RECIPES = {
     "adagrad, rows read ahead by a worker": "optimizer=adagrad data.resident=no data.batch_size=31",
     "adamax, buffers, dequantization": "optimizer=adamax data.binarization=none likelihood=optimal_gaussian "
     "trainer.schedule=linear",
+    "compiled steps, several per call, annealed": "trainer.engine=compiled trainer.steps_per_call=3 objective=annealed "
+    "data.batch_size=50 trainer.schedule=cosine",
 }
 MOMENTS = ["start", "training", "training", "resuming", "training", "training", "resuming", "after"]
 STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -9}
@@ -135,11 +137,13 @@ def assert_same_end(folder: Path, undisturbed: Path) -> None:
         assert ours[what] == theirs[what], f"{what} of {folder} and {undisturbed} differ"
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(
+    "recipe", [pytest.param(name, marks=pytest.mark.slow if "compiled" in name else ()) for name in RECIPES]
+)
 def test_killed_runs_end_as_if_nothing_had_happened(recipe: str, warm: WarmParent, tmp_path: Path) -> None:
     options = [*SMALL, *RECIPES[recipe].split()]
     undisturbed = tmp_path / "undisturbed"
-    assert warm.start("train", *options, f"run.dir={undisturbed}", log=tmp_path / "undisturbed.log").wait() == 0
+    assert warm.start("train", *options, f"run.dir={undisturbed}", log=tmp_path / "undisturbed.log").wait(300) == 0
     chain = Chain(warm, tmp_path / "killed", options, seed=sorted(RECIPES).index(recipe))
     for _ in range(3 * len(MOMENTS)):
         before = len(chain.deaths)

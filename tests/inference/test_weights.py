@@ -1,6 +1,10 @@
 """Compiled importance weights are those of Pyro's traces."""
 
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
@@ -20,7 +24,7 @@ def test_weights_equal_a_loop_over_traces(dtype, tolerance):
     weigh = CompiledWeights(model, guide, threshold=1)
     with evaluating(model, guide, seed=3):
         found = weigh(x, 50)
-    assert weigh.why_eager is None
+    assert weigh._function is not None
     loop = []
     with evaluating(model, guide, seed=3):
         eps = torch.randn(50, len(x), 2)
@@ -75,3 +79,61 @@ def test_what_cannot_be_captured_is_weighed_eagerly(caplog):
         weigh(x, 3)
     assert "on the host" in weigh.why_eager
     assert len([record for record in caplog.records if record.name == "inference.weights"]) == 1
+
+
+@pytest.mark.parametrize(("samples", "data"), [(30, 5), (60, 5), (30, 10)])
+def test_cost_is_linear_in_samples_and_data(samples, data):
+    """Each sample of each datum is drawn once, in chunks of one size: twice the samples or data are twice the work."""
+    (model, guide), x = pair(), batches(1, last=data)[0]
+    drawn = []
+
+    def weigh(some, k):
+        drawn.append(k * len(some))
+        return torch.zeros(k, len(some))
+
+    log_evidence(model, guide, x, samples, memory_bytes=8 * 6 * 8 * 15, weigh=weigh)
+    assert sum(drawn) == samples * data
+    assert set(drawn) == {15}
+
+
+_PEAK = """
+import torch
+from pathlib import Path
+from functools import partial
+from guides.amortized import Amortized
+from guides.gaussian import DiagonalNormal
+from inference.evaluate import evaluating, log_evidence
+from inference.weights import CompiledWeights
+from models.latent import LatentVariableModel
+from models.likelihoods import Bernoulli
+from models.nets import MLP
+from models.priors import StandardNormal
+
+def peak():
+    return next(int(l.split()[1]) for l in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in l) / 1024
+
+torch.set_num_threads(1)
+net = partial(MLP, hidden=(50,))
+model = LatentVariableModel(StandardNormal((5,)), Bernoulli((784,), (5,), net))
+guide = Amortized(DiagonalNormal((5,), (784,), net))
+weigh, x = CompiledWeights(model, guide, threshold=1), (torch.rand(40, 784) < 0.2).float()
+with evaluating(model, guide, seed=0):
+    log_evidence(model, guide, x[:3], 5000, memory_bytes=2**24, weigh=weigh)
+    before = peak()
+    log_evidence(model, guide, x, 20_000, memory_bytes=2**24, weigh=weigh)
+    assert weigh._function is not None
+    print(peak() - before)
+    kept = torch.ones(40_000, 784)  # what it would have taken at least, for 2 of 40 images
+    print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="a system that does not tell the peak memory")
+def test_peak_memory_grows_neither_with_samples_nor_with_data():
+    root = Path(__file__).resolve().parents[2]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    found = subprocess.run([sys.executable, "-c", _PEAK], env=environment, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    grown, deliberate = (float(line) for line in found.stdout.split())
+    assert grown < 64  # MiB; all draws of all data would take 2,400
+    assert deliberate > 100

@@ -1,0 +1,68 @@
+"""Which runs of a grid train together: those that differ in seed, weight, temperature or learning rate alone."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+from inference.config import Config, ConfigError, load
+
+VALUES = ("seed", "trainer.learning_rate")  # what may differ
+VALUE_NAMES = ("beta", "temperature")  # in any part
+STEPS_THAT_PAY = 40_000  # of all runs of a group: they save about the minute that compiling takes
+LARGEST_BATCH = 200  # data: on a CPU larger products keep a core busy by themselves
+
+
+def in_groups(runs: Sequence[Sequence[str]], jobs: int, together: str) -> list[list[int]]:
+    """The places of runs that one process trains at a time, in the order of the first of each.
+
+    Args:
+        runs: the arguments of each.
+        jobs: processes, over which runs that are alike are divided.
+        together: auto where it pays, yes or no.
+
+    Raises:
+        ConfigError: ``yes`` where no two runs are alike.
+    """
+    if together == "no":
+        return [[place] for place in range(len(runs))]
+    alike: dict[tuple[str, ...], list[int]] = {}
+    for place, arguments in enumerate(runs):
+        alike.setdefault(_the_rest(arguments), []).append(place)
+    groups = []
+    for places in alike.values():
+        share = math.ceil(len(places) / jobs) if len(alike) == 1 else len(places)
+        parts = [places[start : start + share] for start in range(0, len(places), share)]
+        pays = share > 1 and _takes_steps(load(runs[places[0]])) and (together == "yes" or _pays(runs, parts[0]))
+        groups += parts if pays else [[place] for place in places]
+    if together == "yes" and all(len(group) == 1 for group in groups):
+        raise ConfigError(
+            "grid.together=yes: no two runs of a process differ in seed, trainer.learning_rate, beta or temperature "
+            "alone; accepted: auto, no, or fewer grid.jobs"
+        )
+    return sorted(groups)
+
+
+def _the_rest(arguments: Iterable[str]) -> tuple[str, ...]:
+    """The arguments that have to be the same."""
+    keys = [(argument.partition("=")[0], argument) for argument in arguments]
+    return tuple(a for key, a in keys if key not in VALUES and key.rpartition(".")[2] not in VALUE_NAMES)
+
+
+def _takes_steps(config: Config) -> bool:
+    return config.words["inference"] == "svi"
+
+
+def _pays(runs: Sequence[Sequence[str]], group: Sequence[int]) -> bool:
+    """Whether so many steps of so few data are spared more time than compiling takes."""
+    from inference.assemble import assemble, find_device
+
+    config = load(runs[group[0]])
+    settings, batch = config.section("trainer"), config.section("batching").batch_size
+    if find_device(config.values.device).type == "cpu" and batch > LARGEST_BATCH:
+        return False
+    steps = settings.steps
+    if settings.epochs:
+        setup = assemble(config)
+        steps = settings.epochs * math.ceil(len(setup.dataset.splits["train"]) / batch)
+    from inference.trainer import DEFAULT_STEPS
+
+    return (steps or DEFAULT_STEPS) * len(group) >= STEPS_THAT_PAY

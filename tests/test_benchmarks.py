@@ -1,0 +1,47 @@
+"""The benchmarks compare like with like, and refuse what is not there."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.by_hand import MODELS
+from benchmarks.parts import PARTS
+from benchmarks.stock import PROGRAMS
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def size(*programs):
+    return sum(p.numel() for p in dict.fromkeys(q for program in programs for q in program.parameters()))
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_contenders_train_models_of_one_size(case):
+    torch.set_default_dtype(torch.float32)
+    ours, stock, by_hand = size(*PARTS[case]()[:2]), size(PROGRAMS[case]()), size(MODELS[case]())
+    assert stock == by_hand
+    assert ours == by_hand
+
+
+def run(*arguments):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "benchmarks", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_a_case_that_does_not_exist():
+    found = run("--case", "vae", "vaes")
+    assert found.returncode == 2
+    assert found.stderr.splitlines()[-1] == "benchmarks: no case vaes; accepted: vae, iaf, iwae, vamp, gmm, vq"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there():
+    found = run("--device", "cuda")
+    assert found.returncode == 2
+    last = found.stderr.splitlines()[-1]
+    assert last == "benchmarks: --device cuda needs an NVIDIA GPU that torch can use; accepted here: cpu"
