@@ -146,6 +146,6 @@ def test_the_grid_says_so(grids, tmp_path, capsys):
     folder = grids[0]
     run_grid(expand([*GRID, *TINY]), folder, Console(), jobs=1, together="yes")
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "together" in line]
-    assert line.startswith("together  8 runs that differ in values alone share their steps")
+    assert line.startswith("together  8 runs that differ in values alone share compiled steps")
     assert main(["-m", *GRID, *TINY, "grid.together=maybe", f"run.dir={tmp_path / 'grid'}"]) == 2
     assert "grid.together=maybe is not one of auto, yes, no" in capsys.readouterr().err

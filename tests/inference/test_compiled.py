@@ -128,6 +128,43 @@ def test_drop_in_for_pyro(optimizer):
     torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-11)
 
 
+class Mixture(nn.Module):
+    """Three normals, the last of which is impossible; its data would cost infinitely much."""
+
+    def __init__(self):
+        super().__init__()
+        self.loc, self.logits = nn.Parameter(torch.randn(3, PIXELS)), nn.Parameter(torch.tensor([0.0, 0.3, -2000.0]))
+
+    def forward(self, x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Categorical(logits=self.logits), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(self.loc[z], 1.0).to_event(1), obs=x)
+
+
+class Responsibilities(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net, self.impossible = nn.Linear(PIXELS, 3), torch.tensor([0.0, 0.0, -2000.0])
+
+    def forward(self, x):
+        with pyro.plate("data", len(x), dim=-1):
+            logits = self.net(x) + self.impossible
+            pyro.sample("z", dist.Categorical(logits=logits), infer={"enumerate": "parallel"})
+
+
+@pytest.mark.parametrize("guided", [True, False])
+def test_sums_over_states_are_captured(guided):
+    found = []
+    for kind in (SVI, plain):
+        torch.manual_seed(0)
+        model, guide = Mixture(), Responsibilities() if guided else nn.Identity()
+        svi = kind(model, guide, shared(model, guide), pyro.infer.TraceEnum_ELBO(max_plate_nesting=1))
+        found.append((losses(svi, batches(5)), parameters(svi)))
+        assert getattr(svi, "why_eager", None) is None
+    torch.testing.assert_close(found[1], found[0], rtol=1e-10, atol=1e-12)
+    assert torch.isfinite(found[0][0]).all()
+
+
 def test_noise_is_fresh_reproducible_and_distributed_as_in_eager_steps():
     xs = batches(1) * 600
     still = {"rate": 0.0}
