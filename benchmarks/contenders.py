@@ -188,6 +188,8 @@ def _together(case: str, device: str, batch_size: int) -> Steps:
 def _numpyro(case: str, device: str, scan: bool) -> Steps:
     if not importlib.util.find_spec("numpyro"):
         raise Missing("not installed")
+    if case == "gmm" and not importlib.util.find_spec("funsor"):
+        raise Missing("its enumeration needs funsor, which is not installed")
     import jax
 
     from benchmarks.in_numpyro import train
