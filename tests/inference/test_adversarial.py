@@ -1,5 +1,6 @@
 """Implicit models and adversarial training: the game's value on tables, draws without a density, a toy that learns."""
 
+import json
 import math
 
 import numpy as np
@@ -9,9 +10,11 @@ from scipy import integrate, optimize, stats
 
 from inference.adversarial import best_discriminator, game_value, tabular_value, train_adversarially
 from inference.assemble import assemble
-from inference.config import load
+from inference.config import ConfigError, load
+from inference.console import Quiet
 from inference.objectives import ELBO
 from inference.particles import StructureError, generate
+from inference.studies import run_study
 from models.implicit import Implicit
 from models.latent import LatentVariableModel
 from models.nets import MLP, Linear
@@ -100,3 +103,19 @@ def test_a_generator_learns_where_the_data_are():
     values = train_adversarially(model, MLP((2,), (1,), hidden=(16,)), batches, 300, learning_rate=1e-2)
     assert miss() < 0.1
     assert abs(values[-1] + math.log(4)) < 0.4
+
+
+def test_the_study_shows_both_models(tmp_path):
+    torch.set_default_dtype(torch.float32)
+    small = ["encoder.hidden=[8]", "decoder.hidden=[8]", "trainer.steps=10", "evaluation.data=30", "evaluation.draws=2"]
+    own = ["study.steps=10", "study.samples=100", "study.hidden=8"]
+    page = run_study(["adversarial", *small, *own, f"run.dir={tmp_path / 'study'}"], Quiet())
+    rows = {row["model"]: row for row in json.loads((tmp_path / "study" / "table.json").read_text())}
+    assert rows["VAE"]["log_p"] > rows["VAE"]["elbo"] - 1
+    assert rows["GAN"]["log_p"] is None
+    assert rows["GAN"]["energy"] > rows["GAN"]["energy_threshold"]
+    assert "has no density" in page.read_text()
+    with pytest.raises(ConfigError, match="leave out likelihood"):
+        run_study(["adversarial", "likelihood=gaussian", f"run.dir={tmp_path / 'other'}"], Quiet())
+    with pytest.raises(ConfigError, match="at least 100"):
+        run_study(["adversarial", "study.samples=5", f"run.dir={tmp_path / 'other'}"], Quiet())

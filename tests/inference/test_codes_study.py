@@ -19,6 +19,9 @@ SMALL = [
     "trainer.steps=20",
     "evaluation.data=40",
     "evaluation.surgery_data=20",
+    "evaluation.draws=2",
+    "evaluation.posterior_data=2",
+    "trainer.validations=1",
 ]
 
 
