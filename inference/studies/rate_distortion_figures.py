@@ -139,7 +139,7 @@ def draw_linear(
     path = folder / "linear.png"
     save(figure, path)
     caption = (
-        "Red: the Gaussian optimum and linear VAEs trained by gradient, named by their β. Blue: VAEs with nets. At the "
-        "same rate a net reconstructs better where the data are not Gaussian."
+        "Red: the Gaussian optimum and linear VAEs trained by gradient, named by their β. Blue: VAEs with nets. "
+        "Below the curve a net uses what is not Gaussian in the data; above it, it does worse than a linear code can."
     )
     return Figure("linear", "Against reverse water-filling", caption, path)
