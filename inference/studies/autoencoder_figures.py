@@ -92,8 +92,8 @@ def draw_codes(pair: Mapping[str, Seen], folder: Path) -> Figure:
     save(figure, path)
     caption = (
         "Codes of held-out data, coloured by label where there is one; the red ellipses hold 50 % and 90 % of the "
-        "prior as seen from the same side. The VAE’s codes fill them; the autoencoder’s have a place and a scale of their "
-        "own, and codes drawn from the prior are not among them."
+        "prior as seen from the same side. The VAE’s codes fill them; the autoencoder’s have a place and a scale of "
+        "their own, and codes drawn from the prior are not among them."
     )
     return Figure("codes", "Two latent spaces", caption, path)
 
