@@ -22,8 +22,9 @@ TINY = [
 @pytest.mark.row("5.8")
 def test_the_collapse_study_measures_every_cell_along_the_training(tmp_path):
     free = "objective=free_bits objective.nats=0.3"
-    options = ["study.betas=[0.5,1]", "study.decoders=['decoder=linear']", f"study.remedies=[none,'{free}']",
-               "study.seeds=[0]", "study.linear_betas=[4]", "study.linear_steps=3", "study.linear_dim=3", "study.jobs=1"]  # fmt: skip
+    cells = ["study.betas=[0.5,1]", "study.decoders=['decoder=linear']", f"study.remedies=[none,'{free}']"]
+    linear = ["study.linear_betas=[4]", "study.linear_steps=3", "study.linear_dim=3"]
+    options = [*cells, *linear, "study.seeds=[0]", "study.jobs=1"]
     page = run_study(["collapse", *TINY, *options, f"run.dir={tmp_path / 'study'}"], Quiet())
     rows = json.loads((tmp_path / "study" / "table.json").read_text())
     assert [(r["beta"], r["remedy"]) for r in rows] == [("0.5", "none"), ("1", "none"), ("1", free)]
