@@ -16,7 +16,6 @@ def chain(count, stay):
     return flips.cumsum(-1) % 2
 
 
-@pytest.mark.row("0.38")
 def test_information_of_a_known_chain():
     tokens = chain(4000, 0.8)
     exact = math.log(2) + 0.8 * math.log(0.8) + 0.2 * math.log(0.2)
@@ -52,7 +51,6 @@ def test_too_small_grids_are_refused():
     assert adjacent_information(torch.randint(2, (100, 3, 1)), 2).high < 0.1
 
 
-@pytest.mark.row("3.42")
 def test_accuracy_falls_with_the_quality_of_the_pictures():
     means = torch.rand(4, 1, 4, 4)
     labels = torch.arange(800) % 4
