@@ -87,7 +87,7 @@ def adversarial(
     section = Section(
         "What can be asked of each", _reading(), Table.from_records([_row(r) for r in records]), [picture]
     )
-    intro = [f"The prior and decoder of one model on {summary['data']}, trained twice. {summary['data_description']}"]
+    intro = [f"The prior and decoder of one model, trained twice. The data: {summary['data_description']}"]
     return write_study(folder, "With and without a density", intro, [section], Table.from_records(records), command)
 
 
