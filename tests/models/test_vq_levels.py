@@ -8,8 +8,8 @@ import torch
 
 from inference.assemble import assemble, start_from_data
 from inference.config import ConfigError, load
-from inference.diagnostics import elbo_terms
 from inference.engine import SVI, SharedOptimizer
+from inference.evaluate import evaluating
 from inference.particles import decode, encode, generate, particles
 from models.codebook import Codebook
 from models.likelihoods import FixedGaussian
@@ -124,25 +124,28 @@ def test_misfits_are_refused():
 
 @pytest.mark.slow
 @pytest.mark.row("3.40")
-def test_a_level_more_lowers_the_error_and_a_conditional_prior_the_rate():
+def test_a_level_more_lowers_the_error():
     torch.set_default_dtype(torch.float32)
-    errors, rates = {}, {}
-    for levels, tokens in ((1, "pixelcnn"), (2, "pixelcnn"), (2, "table")):
-        options = ["model.grid=[2,2]", "model.codes=16", "model.ema=true", "model.restart_below=0.5"]
-        channels = ["encoder.channels=16", "decoder.channels=16", "data.binarization=none", "likelihood=gaussian"]
-        setup = assemble(load([*WORDS, *options, *channels, f"model.levels={levels}", f"tokens={tokens}"]))
+    before, after = {}, {}
+    for levels in (1, 2):
+        torch.manual_seed(0)
+        options = ["model.grid=[2,2]", "model.ema=true", "model.restart_below=0.5", f"model.levels={levels}"]
+        channels = ["encoder.channels=24", "decoder.channels=24", "data.binarization=none", "likelihood=gaussian"]
+        setup = assemble(load([*WORDS, *options, *channels]))
         start_from_data(setup)
         parts = torch.nn.ModuleList([setup.model, setup.guide])
-        svi = SVI(
-            setup.model, setup.guide, SharedOptimizer(parts.parameters(), torch.optim.Adam, 3e-3), setup.objective
-        )
+        optimizer = SharedOptimizer(parts.parameters(), torch.optim.Adam, 3e-3)
+        svi = SVI(setup.model, setup.guide, optimizer, setup.objective)
         train, test = (setup.source(split).fixed() for split in ("train", "test"))
-        for _ in range(250):
+
+        def error(setup=setup, test=test):
+            with evaluating(setup.model, setup.guide, seed=0):
+                latents = {name: q.mean for name, q in encode(setup.guide, test).items()}
+                return float((decode(setup.model, latents, test).mean - test).square().mean())
+
+        before[levels] = error()
+        for _ in range(350):
             svi.step(train[torch.randint(len(train), (100,))])
-        parts.eval()
-        with torch.no_grad():
-            latents = {name: q.mean for name, q in encode(setup.guide, test).items()}
-            errors[levels, tokens] = float((decode(setup.model, latents, test).mean - test).square().mean())
-            rates[levels, tokens] = float(elbo_terms(setup.model, setup.guide, test).kl.mean())
-    assert errors[2, "pixelcnn"] < 0.95 * errors[1, "pixelcnn"] < 0.03
-    assert rates[2, "pixelcnn"] < rates[2, "table"] - 0.1
+        after[levels] = error()
+    assert min(before.values()) > 1.5 * max(after.values()), (before, after)
+    assert after[2] < 0.95 * after[1], after
