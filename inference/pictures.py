@@ -88,7 +88,8 @@ def _prior_density(model: Any, draws: Tensor) -> Density | None:
     """The prior of a latent in the plane on a grid around draws ``(n, 2)``; None where there is none of that kind."""
     prior = getattr(model, "prior", None)
     binary = bool(((draws == 0) | (draws == 1)).all())
-    if prior is None or prior.context_shape or tuple(getattr(prior, "event_shape", ())) != (2,) or binary:
+    conditional = prior is not None and len(getattr(prior, "context_shape", ())) > 0
+    if prior is None or conditional or tuple(getattr(prior, "event_shape", ())) != (2,) or binary:
         return None
     low, high = draws.quantile(0.002, 0), draws.quantile(0.998, 0)
     half = 0.6 * float((high - low).max().clamp(min=1e-6))

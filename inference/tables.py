@@ -181,10 +181,15 @@ def _sizes(symbols: int, states: int) -> Sequence[tuple[int, int]]:
     return ((symbols, states), (1, states), (states, symbols))
 
 
+def log_decoder(vae: TabularPair) -> Tensor:
+    """log p(y|z) of every state and symbol, ``(S, M)``."""
+    return vae.model.component(torch.arange(vae.model.num_states)).log_prob(vae.symbols.unsqueeze(1)).T
+
+
 def _triple(vae: TabularPair) -> list[Tensor]:
     """log q(z|y) (M, S), log p(z) (1, S) and log p(y|z) (S, M)."""
-    decoder = vae.model.component(torch.arange(vae.model.num_states)).log_prob(vae.symbols.unsqueeze(1)).T
-    return [vae.guide.core(vae.symbols).logits.log_softmax(1), vae.model.logits.log_softmax(0).unsqueeze(0), decoder]
+    encoder, prior = vae.guide.core(vae.symbols).logits.log_softmax(1), vae.model.logits.log_softmax(0).unsqueeze(0)
+    return [encoder, prior, log_decoder(vae)]
 
 
 def _divergence(vae: TabularPair, targets: Sequence[Tensor]) -> Tensor:

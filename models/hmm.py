@@ -30,25 +30,41 @@ class HMM(PyroModule):
         states: number of hidden states, S.
         emission: gaussian (a mean and a standard deviation per state and entry) or categorical.
         symbols: number of symbols 0, ..., symbols - 1 of categorical emissions.
+        held: of initial and transition those that are known: buffers, which neither gradients nor M steps change. Set
+            them after construction; a chain over letters, say, is a language model.
     """
 
     e_step_guide: ClassVar[str] = "summed_out"
 
     def __init__(
-        self, event_shape: Sequence[int], states: int = 3, emission: str = "gaussian", symbols: int = 0
+        self,
+        event_shape: Sequence[int],
+        states: int = 3,
+        emission: str = "gaussian",
+        symbols: int = 0,
+        held: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
         self.event_shape, self.num_states, self.emission = torch.Size(event_shape), states, emission
         _check(self.event_shape, states, emission, symbols)
         self.support = "levels" if emission == "categorical" else "real"
         self.num_steps = self.event_shape[0]
-        self.initial_logits = nn.Parameter(torch.zeros(states))
-        self.transition_logits = nn.Parameter(torch.zeros(states, states))
+        if unknown := [name for name in held if name not in ("initial", "transition")]:
+            raise ValueError(f"held names what is known, of initial and transition, got {unknown[0]!r}")
+        self.held = tuple(held)
+        self._chain("initial", torch.zeros(states))
+        self._chain("transition", torch.zeros(states, states))
         if emission == "categorical":
             self.symbol_logits = nn.Parameter(torch.randn(states, symbols))
         else:
             self.loc = nn.Parameter(torch.randn(states, *self.event_shape[1:]))
             self.log_scale = nn.Parameter(torch.zeros(states, *self.event_shape[1:]))
+
+    def _chain(self, name: str, logits: Tensor) -> None:
+        if name in self.held:
+            self.register_buffer(f"{name}_logits", logits)
+        else:
+            setattr(self, f"{name}_logits", nn.Parameter(logits))
 
     @property
     def numbers_per_datum(self) -> int:
@@ -205,8 +221,9 @@ class HMM(PyroModule):
             self.symbol_logits.copy_(_log_frequencies(statistics["symbols"]))
         else:
             self._fit_gaussians(statistics)
-        self.initial_logits.copy_(_log_frequencies(statistics["initial"]))
-        self.transition_logits.copy_(_log_frequencies(statistics["transition"]))
+        for name in ("initial", "transition"):
+            if name not in self.held:
+                getattr(self, f"{name}_logits").copy_(_log_frequencies(statistics[name]))
 
     def _fit_gaussians(self, statistics: Statistics) -> None:
         count = statistics["count"].unsqueeze(1)
@@ -229,9 +246,11 @@ class HMM(PyroModule):
         def noise(like: Tensor) -> Tensor:
             return torch.randn(like.shape, generator=generator, device=x.device, dtype=like.dtype)
 
-        self.initial_logits.zero_()
-        eye = torch.eye(self.num_states, device=x.device)
-        self.transition_logits.copy_(eye + 0.1 * noise(self.transition_logits))
+        if "initial" not in self.held:
+            self.initial_logits.zero_()
+        if "transition" not in self.held:
+            eye = torch.eye(self.num_states, device=x.device)
+            self.transition_logits.copy_(eye + 0.1 * noise(self.transition_logits))
         if self.emission == "categorical":
             self._check_symbols(x)
             counts = torch.bincount(x.long().flatten(), minlength=self.symbol_logits.shape[1])
