@@ -14,6 +14,7 @@ from inference.studies.autoencoder import AutoencoderSettings, autoencoder
 from inference.studies.clustering import ClusteringSettings, clustering
 from inference.studies.codes import CodesSettings, codes
 from inference.studies.collapse import CollapseSettings, collapse
+from inference.studies.colorization import ColorizationSettings, colorization
 from inference.studies.discrete import DiscreteSettings, discrete
 from inference.studies.em_vs_svi import EMvsSVISettings, em_vs_svi
 from inference.studies.estimators import EstimatorsSettings, estimators
@@ -34,6 +35,7 @@ STUDIES: dict[str, tuple[type, Study]] = {
     "discrete": (DiscreteSettings, discrete),
     "theory": (TheorySettings, theory_study),
     "clustering": (ClusteringSettings, clustering),
+    "colorization": (ColorizationSettings, colorization),
 }
 
 

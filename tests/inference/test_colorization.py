@@ -1,10 +1,15 @@
 """A latent segmentation is learned where the colorizer needs it, and left alone where it does not."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
 from inference.colorization import best_colorizer, colorizer, coloured, draw_pictures, information
+from inference.config import ConfigError
+from inference.console import Quiet
+from inference.studies import run_study
 
 STATES = 8
 
@@ -54,3 +59,14 @@ def test_the_toy_is_what_it_says():
     assert np.mean(pictures.colour == pictures.segment) == pytest.approx(0.9625, abs=0.03)
     for kind in range(4):
         assert np.ptp(pictures.grey[pictures.segment == kind]) <= 2
+
+
+def test_the_study_draws_both_colorizers(tmp_path):
+    page = run_study(["colorization", "study.steps=3", "study.starts=1", f"run.dir={tmp_path / 'study'}"], Quiet())
+    rows = json.loads((tmp_path / "study" / "table.json").read_text())
+    assert [row["colorizer"].split(":")[0] for row in rows] == ["weak", "universal"]
+    assert all(0 <= row["I(z; segment)"] <= row["H(segment)"] for row in rows)
+    assert page.read_text().count("<img") == 1
+    for option, says in (("study.states=1", "at least 2"), ("data=mnist", "its own pictures")):
+        with pytest.raises(ConfigError, match=says):
+            run_study(["colorization", option, f"run.dir={tmp_path / 'x'}"], Quiet())
