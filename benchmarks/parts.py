@@ -56,7 +56,7 @@ def vamp() -> Parts:
 def gmm(components: int = COMPONENTS) -> Parts:
     """A mixture of diagonal normals, summed out."""
     from guides.enumerated import SummedOut
-    from inference.enumeration import TraceEnum
+    from inference.stock import TraceEnum
     from models.gmm import GaussianMixture
 
     model = GaussianMixture((PIXELS,), components, "diagonal")

@@ -11,9 +11,10 @@ from models.conditional import Conditional, NetFactory
 class Deterministic(Conditional):
     """One point for each datum: the autoencoder, to which a VAE tends as its posterior's scale goes to zero.
 
-    What every objective then maximizes is log p(x|z) + log p(z) at the encoder's output, for the point mass is scored
-    with log q = 0. That is no bound on log p(x): the infinite entropy term is left out, and importance weights mean
-    nothing. Several particles are copies of one.
+    What the ELBO's objectives then maximize is log p(x|z) + log p(z) at the encoder's output, for the point mass is
+    scored with log q = 0: their gradient is the limit's, their value that less an infinite constant, and so no bound on
+    log p(x). With objective=beta objective.beta=0 it is log p(x|z) alone, the plain autoencoder. What compares draws by
+    their weights or their scores, several copies of one point, is refused.
 
     Args:
         event_shape: shape of one latent.

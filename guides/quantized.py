@@ -29,6 +29,8 @@ class Quantized(Conditional):
             these vectors; uniform, as they are, near zero.
     """
 
+    own_losses = True  # of codebook and commitment, which an objective has to add
+
     def __init__(
         self,
         event_shape: Sequence[int],

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from guides.amortized import Amortized
+from inference.catalog import CATALOG
 from inference.config import Config, ConfigError
 from inference.data import DataError, Dataset, Source, representation_for
 from inference.failures import one_line, out_of_memory
@@ -87,6 +88,7 @@ def assemble(config: Config, dataset: Dataset | None = None) -> Setup:
     if representation == "levels":
         _scale_inputs(guide, dataset)
     objective = _objective(config, dataset, model, device)
+    _check_losses(config, guide, objective)
     config = config.without(_unused(config))
     return Setup(config, dataset, model.to(device), guide.to(device), objective, representation, device)
 
@@ -263,6 +265,16 @@ def _encoder(config: Config, dataset: Dataset) -> Callable[..., Any]:
         return _build(config, "encoder", nn.Module, in_shape=in_shape, out_shape=out_shape, levels=levels)
 
     return build
+
+
+def _check_losses(config: Config, guide: nn.Module, objective: pyro.infer.ELBO) -> None:
+    """Parts that learn by losses of their own, which no bound contains, need an objective that adds them."""
+    if any(getattr(part, "own_losses", False) for part in guide.modules()) and not getattr(objective, "adds_losses", False):
+        adding = [word for word, factory in CATALOG["objective"].items() if getattr(factory, "adds_losses", False)]
+        raise ConfigError(
+            f"guide={config.words['guide']} learns by losses of its own, which objective={config.words['objective']} "
+            f"does not add, so that its codes would stay where they start; accepted: objective={' or '.join(adding)}"
+        )
 
 
 def _objective(config: Config, dataset: Dataset, model: nn.Module, device: torch.device) -> pyro.infer.ELBO:

@@ -10,7 +10,7 @@ from pyro.nn import PyroModule
 from pyro.nn.module import to_pyro_module_
 from torch import Tensor, nn
 
-from inference.gradients import Bound, Draw, GradientEstimator, expect_score_identity, with_gradient
+from inference.gradients import Bound, Draw, GradientEstimator, expect_density, expect_score_identity, with_gradient
 from inference.particles import Particles
 from inference.structure import StructureError
 
@@ -48,6 +48,7 @@ class ScoreFunction(GradientEstimator, ABC):
 
     def estimate(self, objective: Bound, draw: Draw, x: Tensor) -> tuple[Tensor, Particles]:
         draws = draw(detach_draws=True)
+        expect_density(draws, f"gradient={self.name}")
         expect_score_identity(draws, self.name)
         signal, weight = learning_signal(objective, draws)
         baseline = self.baseline(objective, draws, signal, x)

@@ -166,6 +166,7 @@ class PIWAE(IWAE):
         self._check_programs(model, guide, *args, **kw)
         for_guide = held(model, lambda program: self.guide_target.bound(program, guide, *args, **kw), "model")
         draws = self.drawing(model, guide, *args, **kw)(detach_draws=True)
+        self.check_draws(draws)
         for_model = self.from_particles(replace(draws, log_q=draws.log_q.detach()))
         return with_gradient(for_model, for_model + for_guide), draws
 

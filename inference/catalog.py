@@ -22,13 +22,12 @@ from guides.quantized import Quantized
 from guides.quantized_levels import QuantizedLevels
 from guides.relaxed import concrete, straight_through, straight_through_mean
 from guides.semi_amortized import SemiAmortized
-from inference import datasets
+from inference import datasets, stock
 from inference.aggressive import aggressive
 from inference.annealing import AnnealedELBO, BetaELBO
 from inference.bounds import CIWAE, MIWAE, PIWAE, Renyi
 from inference.clustering import VaDE
 from inference.em_trainer import em, variational_em
-from inference.enumeration import TraceEnum
 from inference.free_bits import FreeBits
 from inference.infovae import InfoVAE
 from inference.objectives import ELBO, IWAE
@@ -146,24 +145,22 @@ def dvae(
 
 def trace_elbo(particles: int = 1) -> pyro.infer.ELBO:
     """Pyro's Trace_ELBO: Monte Carlo ELBO; score-function gradients where a site is not reparameterized."""
-    return pyro.infer.Trace_ELBO(num_particles=particles, vectorize_particles=particles > 1, max_plate_nesting=1)
+    return stock.Trace(num_particles=particles, vectorize_particles=particles > 1, max_plate_nesting=1)
 
 
 def trace_mean_field_elbo(particles: int = 1) -> pyro.infer.ELBO:
     """Pyro's TraceMeanField_ELBO: the KL in closed form where there is one."""
-    return pyro.infer.TraceMeanField_ELBO(
-        num_particles=particles, vectorize_particles=particles > 1, max_plate_nesting=1
-    )
+    return stock.TraceMeanField(num_particles=particles, vectorize_particles=particles > 1, max_plate_nesting=1)
 
 
 def trace_graph_elbo(particles: int = 1) -> pyro.infer.ELBO:
     """Pyro's TraceGraph_ELBO: score-function gradients with Rao-Blackwellization and baselines."""
-    return pyro.infer.TraceGraph_ELBO(num_particles=particles, vectorize_particles=particles > 1, max_plate_nesting=1)
+    return stock.TraceGraph(num_particles=particles, vectorize_particles=particles > 1, max_plate_nesting=1)
 
 
 def trace_enum_elbo(particles: int = 1) -> pyro.infer.ELBO:
     """Pyro's TraceEnum_ELBO: sums over the guide's enumerated sites, and over discrete ones that only the model has."""
-    return TraceEnum(num_particles=particles, vectorize_particles=particles > 1, max_plate_nesting=1)
+    return stock.TraceEnum(num_particles=particles, vectorize_particles=particles > 1, max_plate_nesting=1)
 
 
 def adam(parameters: Any, lr: float, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> torch.optim.Adam:

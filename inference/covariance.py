@@ -4,7 +4,7 @@ from typing import Protocol, cast
 
 from torch import Tensor
 
-from inference.gradients import Bound, Draw, GradientEstimator, expect_score_identity, with_gradient
+from inference.gradients import Bound, Draw, GradientEstimator, expect_density, expect_score_identity, with_gradient
 from inference.particles import Particles
 from inference.structure import StructureError
 
@@ -43,6 +43,7 @@ class Covariance(GradientEstimator):
 
     def estimate(self, objective: Bound, draw: Draw, x: Tensor) -> tuple[Tensor, Particles]:
         draws = draw(detach_draws=True)
+        expect_density(draws, f"gradient={self.name}")
         expect_score_identity(draws, self.name)
         tempered = cast(Tempered, objective)
         log_weight = draws.log_weight

@@ -1,25 +1,11 @@
-"""Sums over the states of discrete latents: Pyro's, and those of the bounds that are linear in their draws."""
+"""Sums over the states of discrete latents, of bounds that are linear in their draws."""
 
-from typing import Any
-
-import pyro.infer
 from pyro import poutine
-from pyro.infer import config_enumerate
 from torch import Tensor
 
 from inference.objectives import Objective
 from inference.particles import particles
 from inference.structure import Program, StructureError
-
-
-class TraceEnum(pyro.infer.TraceEnum_ELBO):
-    """``TraceEnum_ELBO`` that sums out every discrete latent of the model that the guide leaves to it.
-
-    What the guide draws or enumerates is as with Pyro's own.
-    """
-
-    def _get_traces(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
-        return super()._get_traces(config_enumerate(model, default="parallel"), guide, args, kwargs)
 
 
 def placed(guide: Program, **values: Tensor) -> Program:

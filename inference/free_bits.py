@@ -24,7 +24,7 @@ class FreeBits(ELBO):
         group: ``"dimension"`` for one group per latent dimension, ``"site"`` for one per latent site, ``"all"`` for
             one floor under the whole KL.
         floor_of: ``"batch"``, the paper's, compares the KL averaged over batch and draws with the floor, ``"datum"``
-            that of each datum.
+            that of each datum, which has to be known: it goes with ``kl="analytic"``.
         particles: draws per datum.
         kl: ``"monte_carlo"`` takes the KL of each group from the draws, for families without a closed form.
         max_plate_nesting: see :class:`~inference.objectives.Objective`.
@@ -48,6 +48,11 @@ class FreeBits(ELBO):
             raise ValueError(f"group must be 'dimension', 'site' or 'all', got {group!r}")
         if floor_of not in ("batch", "datum"):
             raise ValueError(f"floor_of must be 'batch' or 'datum', got {floor_of!r}")
+        if floor_of == "datum" and kl == "monte_carlo":
+            raise ValueError(
+                "floor_of=datum with kl=monte_carlo would put the floor under each draw of log q - log p, and the mean "
+                "of what lies above a floor is not what of the mean does; use kl=analytic, or floor_of=batch"
+            )
         self.nats, self.group, self.floor_of = nats, group, floor_of
 
     @property
@@ -55,8 +60,12 @@ class FreeBits(ELBO):
         return False  # the groups read their densities off the distributions
 
     @property
+    def needs_density(self) -> bool:
+        return True
+
+    @property
     def local(self) -> bool:  # type: ignore[override]
-        return self.floor_of == "datum" or self.kl == "analytic"  # else each draw moves the average of the batch
+        return self.kl == "analytic"  # else each draw moves the average of the batch
 
     def divergence(self, draws: Particles) -> Tensor:
         kl = self._by_group(draws)  # (K, N, groups)

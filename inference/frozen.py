@@ -44,7 +44,8 @@ def held(program: Program, function: Callable[[Program], Result], what: str = "g
     _forget(owner)
     try:
         # Pyro's optimizers learn of parameters by param sites; those of the copies are none of theirs.
-        names = {name.removeprefix("program.").removesuffix("_unconstrained") for name in constants}
+        prefix = f"{owner._pyro_name}." if getattr(owner, "_pyro_name", "") else ""
+        names = {prefix + name.removeprefix("program.").removesuffix("_unconstrained") for name in constants}
         with poutine.block(hide_fn=lambda msg: msg["type"] == "param" and _dotted(msg["args"][0]) in names):
             return functional_call(_Calling(owner, lambda: function(program)), constants, ())
     except (KeyError, NotImplementedError) as error:

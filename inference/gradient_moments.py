@@ -39,17 +39,14 @@ class Moments:
         return float(self.variance[block].sum())
 
     def signal_to_noise(self, block: str) -> float | None:
-        """Root mean square over parameters of E g / sd g (Rainforth et al. 2018, eq. 5), of those that vary.
+        """Length of E g over the root of the total variance, as of one parameter in Rainforth et al. (2018, eq. 5).
 
         The noise of the mean is taken off its square, which would otherwise look like a signal of one over the root of
         the number of draws. None where nothing varies, or no signal can be told from none.
         """
-        varies = self.variance[block] > 0
-        if not bool(varies.any()):
-            return None
-        scaled = self.batches[block][:, varies] / self.variance[block][varies].sqrt()
-        square, error = squared_length(scaled)
-        return (square / int(varies.sum())) ** 0.5 if square > CLEAR * error else None
+        variance = self.total_variance(block)
+        square, error = squared_length(self.batches[block])
+        return (square / variance) ** 0.5 if variance > 0 and square > CLEAR * error else None
 
     def bias_along(self, block: str, reference: "Reference") -> Estimate | None:
         """Error of the mean along the reference gradient, as a fraction of its length, and the standard error of that.

@@ -79,6 +79,17 @@ def expect_reparameterized(draws: Particles, name: str) -> None:
         )
 
 
+def expect_density(draws: Particles, name: str) -> None:
+    """Refuse a guide without noise, of which there is no density to divide by."""
+    if sites := draws.point_masses:
+        raise StructureError(
+            f"the guide gives one point for each datum at {sites}, which has no density, and {name} is about log q of "
+            "its draws: several are copies of one, and their weights mean nothing. Use objective=elbo or trace_elbo, "
+            "which then maximize log p(x, z), objective=beta with objective.beta=0, which maximizes log p(x|z), or a "
+            "guide with a density"
+        )
+
+
 def expect_score_identity(draws: Particles, name: str) -> None:
     """Refuse draws whose score has a mean other than zero, for the density jumps at an edge that moves."""
     drawn = {**{site: latent.q for site, latent in draws.latents.items()}, **draws.auxiliary}

@@ -34,6 +34,7 @@ from inference.gradients import (
     GradientEstimator,
     Reparameterized,
     StickingTheLanding,
+    expect_density,
 )
 from inference.particles import Particles, Program, StructureError, guess_max_plate_nesting, particles
 
@@ -81,6 +82,11 @@ class Objective(pyro.infer.ELBO, nn.Module):
     linear: bool = False  # the bound is the mean over particles of their contributions
     local: bool = True  # the bound of a datum is a function of its own draws
     log_q_is_sampled: bool = True  # the bound is a function of log q at the draws
+
+    @property
+    def needs_density(self) -> bool:
+        """Whether it means nothing for a guide without noise, whose log q is an infinite constant."""
+        return not self.linear
 
     def __init__(
         self,
@@ -148,7 +154,18 @@ class Objective(pyro.infer.ELBO, nn.Module):
     def estimate(self, model: Program, guide: Program, *args: Any, **kw: Any) -> tuple[Tensor, Particles]:
         """:meth:`bound`, and the particles behind it."""
         self.gradient.check(self)
-        return self.gradient.estimate(self, self.drawing(model, guide, *args, **kw), args[0])
+        bound, draws = self.gradient.estimate(self, self.drawing(model, guide, *args, **kw), args[0])
+        self.check_draws(draws)
+        return bound, draws
+
+    def check_draws(self, draws: Particles) -> None:
+        """Refuse draws that this objective means nothing for.
+
+        Raises:
+            StructureError: with the reason, and what would do.
+        """
+        if self.needs_density:
+            expect_density(draws, f"{type(self).__name__} with {self.num_particles} particles")
 
     def __call__(self, model: Program, guide: Program, *args: Any, **kw: Any) -> Any:
         """With data, :meth:`bound`; without, Pyro's :class:`~pyro.infer.elbo.ELBOModule` of this pair."""

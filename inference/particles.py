@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import TorchDistribution
+from pyro.distributions import Delta, TorchDistribution
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
@@ -21,7 +21,7 @@ from inference.closed_form import closed_form_kl
 from inference.frozen import of_draws_alone
 from inference.handlers import DetachedDraws, parameters_of
 from inference.sites import Through, per_datum, sample_sites, site_x, total, was_observed, with_draws, with_values
-from inference.structure import Program, Site, StructureError, check_pairing, check_paths, data_plate
+from inference.structure import Program, Site, StructureError, check_pairing, check_paths, data_plate, innermost
 
 View = Callable[[TorchDistribution], TorchDistribution]
 
@@ -88,6 +88,12 @@ class Particles:
         """The guide's sites whose values carry no gradient to its parameters."""
         drawn = {**{name: latent.q for name, latent in self.latents.items()}, **self.auxiliary}
         return [name for name, q in drawn.items() if not q.has_rsample]
+
+    @property
+    def point_masses(self) -> list[str]:
+        """The guide's sites, where each of them is one point for each datum and nothing about them is random."""
+        drawn = {**{name: latent.q for name, latent in self.latents.items()}, **self.auxiliary}
+        return list(drawn) if all(isinstance(innermost(q), Delta) for q in drawn.values()) else []
 
     def analytic_kl(self) -> Tensor:
         """KL(q(z|x) || p(z)) in closed form, ``(K, N)`` nats; sums over latent sites, conditional on their parents.

@@ -30,6 +30,8 @@ class VectorQuantization(ELBO):
         max_plate_nesting: see :class:`~inference.objectives.Objective`.
     """
 
+    adds_losses = True  # the losses of the guide's own parts
+
     def __init__(
         self, commitment: float = 0.25, codebook_rate: float = 1.0, max_plate_nesting: int | None = None
     ) -> None:

@@ -33,7 +33,7 @@ def check_paths(q_sites: dict[str, Site], detached: bool, rescaled: bool) -> Non
         detached: the score of q alone is wanted, or its absence: right where draws are distributed as it says.
         rescaled: the path derivative is to stand for a score: right where the draws are reparameterized exactly.
     """
-    relaxed = {name: q for name, site in q_sites.items() if hasattr(q := _innermost(site["fn"]), "hard")}
+    relaxed = {name: q for name, site in q_sites.items() if hasattr(q := innermost(site["fn"]), "hard")}
     if soft := [name for name, q in relaxed.items() if detached and not q.hard]:
         raise StructureError(
             f"the guide relaxes the draws of {soft}, so that they are not distributed as log q says, and their score "
@@ -46,7 +46,7 @@ def check_paths(q_sites: dict[str, Site], detached: bool, rescaled: bool) -> Non
         )
 
 
-def _innermost(q: Any) -> Any:
+def innermost(q: Any) -> Any:
     while hasattr(q, "base_dist"):
         q = q.base_dist
     return q

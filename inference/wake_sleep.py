@@ -5,7 +5,13 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from inference.gradients import Draw, PathScaling, expect_reparameterized, expect_score_identity, with_gradient
+from inference.gradients import (
+    Draw,
+    PathScaling,
+    expect_reparameterized,
+    expect_score_identity,
+    with_gradient,
+)
 from inference.objectives import GRADIENTS, IWAE
 from inference.particles import Particles, Program, dream
 from inference.structure import StructureError
@@ -49,6 +55,7 @@ class WakeSleep(IWAE):
         if self.doubly_reparameterized:
             return self._doubly_reparameterized(draw)
         draws = draw(detach_draws=True)
+        self.check_draws(draws)
         expect_score_identity(draws, "weighted")
         for_model = self.from_particles(replace(draws, log_q=draws.log_q.detach()))
         return with_gradient(for_model, for_model + self._for_guide(draws, model, guide, *args, **kw)), draws
@@ -69,6 +76,7 @@ class WakeSleep(IWAE):
         scaling = PathScaling()
         draws = draw(detach_guide=True, through=scaling)
         expect_reparameterized(draws, "doubly reparameterized wake-sleep")
+        self.check_draws(draws)
         expect_score_identity(draws, "doubly reparameterized wake-sleep")
         # The mean of w times the score is that of dw/dz = w (1 - w) dlog w/dz along the path; the bound itself has w.
         scaling.factor = 1 - draws.log_weight.detach().softmax(0)

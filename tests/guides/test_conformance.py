@@ -88,6 +88,8 @@ def fits(guide, model, objective):
         return False
     if guide in TWO_LAYERS or model == "two_layer":
         return guide in TWO_LAYERS and model == "two_layer"
+    if guide == "deterministic" and objective == "iwae":  # no density to weigh by
+        return False
     return guide != "exact" or model == "ppca"
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 from scipy.integrate import quad
-from scipy.special import expit
+from scipy.special import expit, logit
 from torch.distributions import kl_divergence
 
 from guides.discrete import OneHotCategoricals
@@ -51,6 +51,34 @@ def straight_through_gradient(temperature):
 
 
 EXACT = float(expit(ALPHA) * expit(-ALPHA)) * (gain(1) - gain(0))
+
+
+def concrete_density(y, temperature):
+    """Of the sigmoid of (ALPHA + logistic noise) over the temperature (Maddison et al. 2017, appendix B)."""
+    odds = np.exp(ALPHA)
+    above = temperature * odds * y ** (-temperature - 1) * (1 - y) ** (-temperature - 1)
+    return above / (odds * y**-temperature + (1 - y) ** -temperature) ** 2
+
+
+@pytest.mark.row("5.3")
+@pytest.mark.parametrize("kind", ["bits", "two classes"])
+@pytest.mark.parametrize("temperature", [2.0, 1.0, 0.5])
+def test_relaxed_draws_have_the_concrete_density_which_integrates_to_one(kind, temperature):
+    total, _ = quad(concrete_density, 0, 1, args=(temperature,), points=(1e-6, 0.01, 0.5, 0.99, 1 - 1e-6), limit=400,
+                    epsabs=1e-11)  # fmt: skip
+    assert total == pytest.approx(1, abs=1e-8)
+    logits, t = torch.tensor(ALPHA), torch.tensor(temperature)
+    made = (
+        RelaxedBits(logits, t, False) if kind == "bits" else RelaxedOneHots(torch.stack([logits, logits * 0]), t, False)
+    )
+    y = made.rsample((5000,))
+    y = (y if kind == "bits" else y[:, 0]).numpy()
+    # The distribution function: P(Y < y) = P(noise < temperature logit(y) - ALPHA).
+    assert stats.kstest(y, lambda v: expit(temperature * logit(v) - ALPHA)).pvalue > 1e-4
+    assert stats.kstest(y, lambda v: expit(temperature * logit(v))).pvalue < 1e-4
+    grid = np.array([0.1, 0.4, 0.8])
+    slope = (expit(temperature * logit(grid + 1e-6) - ALPHA) - expit(temperature * logit(grid - 1e-6) - ALPHA)) / 2e-6
+    assert np.allclose(concrete_density(grid, temperature), slope, rtol=1e-6)
 
 
 def draws(kind, temperature, hard):

@@ -24,11 +24,11 @@ from inference.compiled import CompiledSVI
 from inference.config import ConfigError, load
 from inference.diagnostics import elbo_terms
 from inference.engine import SVI, SharedOptimizer
-from inference.enumeration import TraceEnum
 from inference.evaluate import evaluating, log_evidence
 from inference.gradients import DoublyReparameterized
 from inference.objectives import ELBO, GRADIENTS, IWAE
 from inference.particles import StructureError, particles, validation
+from inference.stock import TraceEnum
 from models.discrete import UniformBits, UniformOneHots
 from models.latent import LatentVariableModel
 from models.likelihoods import Bernoulli, LearnedGaussian

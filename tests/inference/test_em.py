@@ -13,7 +13,7 @@ from guides.enumerated import Enumerated, FreeCategorical, SummedOut, amortized,
 from inference.ascent import ascend, variational_em
 from inference.em import EMError, EMSettings, e_step, fit, free_energy, penalized_log_joint
 from inference.engine import SVI, SharedOptimizer
-from inference.enumeration import TraceEnum
+from inference.stock import TraceEnum
 from models.gmm import COVARIANCES, GaussianMixture
 from models.hmm import HMM
 from models.kmeans import KMeans

@@ -132,6 +132,7 @@ def test_a_plain_factorized_guide_has_its_dimensions_for_groups():
         (lambda: FreeBits(-1.0), "nats must be 0 or above"),
         (lambda: FreeBits(group="layer"), "'dimension', 'site' or 'all', got 'layer'"),
         (lambda: FreeBits(floor_of="epoch"), "'batch' or 'datum', got 'epoch'"),
+        (lambda: FreeBits(floor_of="datum", kl="monte_carlo"), "floor under each draw.*use kl=analytic"),
     ],
 )
 def test_bad_options_are_refused(make, reason):

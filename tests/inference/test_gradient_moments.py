@@ -186,7 +186,7 @@ def test_signal_to_noise_is_that_of_the_moments_and_none_where_it_is_noise():
     mean, scale = torch.tensor([3.0, -1.0, 0.0]), torch.tensor([2.0, 1.0, 0.0])
     batches = mean + scale * torch.randn(20, 3) / 2000**0.5  # means of 2000 draws each
     moments = Moments({"guide": batches}, {"guide": scale.square()}, 40_000, 1.0, 1)
-    assert moments.signal_to_noise("guide") == pytest.approx(((1.5**2 + 1) / 2) ** 0.5, rel=0.02)
+    assert moments.signal_to_noise("guide") == pytest.approx((10 / 5) ** 0.5, rel=0.02)
     noise = Moments({"guide": torch.randn(20, 3)}, {"guide": torch.full((3,), 5.0)}, 100, 1.0, 1)
     assert noise.signal_to_noise("guide") is None
 

@@ -1,16 +1,20 @@
 """Our objectives in other people's Pyro scripts, and Pyro's in ours."""
 
 import math
+import re
+from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
 import pyro.infer
+import pyro.infer.autoguide
 import pytest
 import torch
 from torch import nn
 
 from guides.amortized import Amortized
 from guides.gaussian import DiagonalNormal
+from inference.bounds import PIWAE
 from inference.engine import SVI, SharedOptimizer
 from inference.objectives import ELBO, IWAE
 from models.latent import LatentVariableModel
@@ -22,6 +26,8 @@ from tests.programs import (
     TableGuide,
     TableModel,
 )
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def composed():
@@ -67,6 +73,38 @@ def test_objectives_train_a_stock_program_under_plain_svi(objective):
     assert isinstance(losses[0], float)
     end = svi.evaluate_loss(x) / len(x)
     assert end < 1.5  # the entropy of the two patterns is log 2 = 0.69; blind to them it is 8 log 2 = 5.5
+
+
+def test_the_readmes_script_finds_the_evidence(capsys):
+    """As it stands there: two of our objectives, Pyro's SVI; z ~ N(0, 1), x ~ N(z, 1), so that x ~ N(0, 2)."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (script,) = [block for block in blocks if "SVI" in block]
+    space = {}
+    torch.set_default_dtype(torch.float32)
+    exec(script, space)
+    x = space["x"]
+    expected = -float(dist.Normal(0.0, math.sqrt(2)).log_prob(x).mean())
+    found = [abs(float(number)) for number in re.findall(r"-?\d+\.\d+", capsys.readouterr().out)]
+    assert len(found) == 2
+    assert all(expected - 0.1 < value < expected + 0.5 for value in found)  # bounds
+
+
+def test_a_script_of_ten_lines(capsys):
+    """With an autoguide of Pyro's, whose parameters have names of their own."""
+    x = 3.0 + torch.randn(50)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    expected = -float(dist.Normal(0.0, math.sqrt(2)).log_prob(x).mean())
+    for loss in (ELBO(gradient="stl"), IWAE(particles=10, gradient="dreg"), PIWAE(4, 2)):
+        guide = pyro.infer.autoguide.AutoNormal(model)
+        svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), loss=loss)
+        losses = [svi.step(x) / len(x) for _ in range(250)]
+        assert losses[0] > expected + 0.2
+        assert abs(losses[-1] - expected) < 0.03
 
 
 def test_objectives_train_parameters_of_the_global_store():

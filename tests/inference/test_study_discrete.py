@@ -11,8 +11,8 @@ from guides.discrete import BernoulliBits, OneHotCategoricals
 from guides.enumerated import Enumerated
 from inference.config import ConfigError
 from inference.console import Quiet
-from inference.enumeration import TraceEnum
 from inference.particles import encode
+from inference.stock import TraceEnum
 from inference.studies import run_study
 from inference.studies.discrete import active, enumerated_elbo, perplexity
 from models.discrete import UniformOneHots

@@ -1,0 +1,76 @@
+"""Pyro's own ELBOs, which refuse where Pyro would warn and go on."""
+
+from typing import Any
+
+import pyro.infer
+import torch
+from pyro import poutine
+from pyro.infer import config_enumerate
+from pyro.infer.util import is_validation_enabled
+
+from inference.sites import sample_sites
+from inference.structure import Program, Site, StructureError, check_pairing, innermost
+
+
+class _Checked(pyro.infer.ELBO):
+    """Looks at the sites of both programs first, where arguments are checked: as a rule in the first step alone."""
+
+    def _get_traces(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
+        if is_validation_enabled():
+            with torch.random.fork_rng(), torch.no_grad(), poutine.block():
+                drawn = poutine.trace(guide).get_trace(*args, **kwargs)
+                replayed = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args, **kwargs)
+            q_sites, p_sites = sample_sites(drawn), sample_sites(replayed)
+            self.check(q_sites, {n: s for n, s in p_sites.items() if not s["is_observed"]}, p_sites)
+        return super()._get_traces(model, guide, args, kwargs)
+
+    def check(self, q_sites: dict[str, Site], latents: dict[str, Site], p_sites: dict[str, Site]) -> None:
+        """Refuse a pair of programs that this bound is not about.
+
+        Raises:
+            StructureError: with the reason, and what would do.
+        """
+        check_pairing(q_sites, latents, {n: s for n, s in p_sites.items() if n not in latents})
+
+
+class Trace(_Checked, pyro.infer.Trace_ELBO):
+    """``Trace_ELBO``."""
+
+
+class TraceGraph(_Checked, pyro.infer.TraceGraph_ELBO):
+    """``TraceGraph_ELBO``."""
+
+
+class TraceMeanField(_Checked, pyro.infer.TraceMeanField_ELBO):
+    """``TraceMeanField_ELBO``."""
+
+    def check(self, q_sites: dict[str, Site], latents: dict[str, Site], p_sites: dict[str, Site]) -> None:
+        super().check(q_sites, latents, p_sites)
+        if sites := [name for name, site in q_sites.items() if not site["fn"].has_rsample]:
+            raise StructureError(
+                f"objective=trace_mean_field needs reparameterized sites, and the guide's {sites} are not; use "
+                "objective=trace_graph or trace_elbo, or objective=elbo with a gradient for such draws"
+            )
+        if [name for name in q_sites if name in latents] != list(latents):
+            raise StructureError(
+                "objective=trace_mean_field sums divergences of sites given those before them, so the guide has to "
+                "sample its latents in the model's order; use objective=trace_elbo"
+            )
+
+
+class TraceEnum(_Checked, pyro.infer.TraceEnum_ELBO):
+    """``TraceEnum_ELBO`` that sums out every discrete latent of the model that the guide leaves to it.
+
+    What the guide draws or enumerates is as with Pyro's own.
+    """
+
+    def _get_traces(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
+        return super()._get_traces(config_enumerate(model, default="parallel"), guide, args, kwargs)
+
+    def check(self, q_sites: dict[str, Site], latents: dict[str, Site], p_sites: dict[str, Site]) -> None:
+        summed = [n for n, s in latents.items() if n not in q_sites and innermost(s["fn"]).has_enumerate_support]
+        if not summed and not any(site["infer"].get("enumerate") for site in q_sites.values()):
+            raise StructureError(
+                "objective=trace_enum sums over discrete latents, and neither program has any that it may; use "
+                "objective=trace_elbo, or guide=enumerated with discrete latents"
+            )
