@@ -26,6 +26,8 @@ class QuantizedLevels(PyroModule):
         start: where codes start; see :class:`~guides.quantized.Quantized`.
     """
 
+    own_losses = True  # of codebooks and commitment, which an objective has to add
+
     def __init__(self, context_shape: Sequence[int], net: NetFactory, model: nn.Module, start: str = "kmeans") -> None:
         super().__init__()
         if not isinstance(model, LevelledCodes):

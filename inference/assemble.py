@@ -269,7 +269,9 @@ def _encoder(config: Config, dataset: Dataset) -> Callable[..., Any]:
 
 def _check_losses(config: Config, guide: nn.Module, objective: pyro.infer.ELBO) -> None:
     """Parts that learn by losses of their own, which no bound contains, need an objective that adds them."""
-    if any(getattr(part, "own_losses", False) for part in guide.modules()) and not getattr(objective, "adds_losses", False):
+    if any(getattr(part, "own_losses", False) for part in guide.modules()) and not getattr(
+        objective, "adds_losses", False
+    ):
         adding = [word for word, factory in CATALOG["objective"].items() if getattr(factory, "adds_losses", False)]
         raise ConfigError(
             f"guide={config.words['guide']} learns by losses of its own, which objective={config.words['objective']} "

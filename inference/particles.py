@@ -292,11 +292,17 @@ def guess_max_plate_nesting(model: Program, guide: Program, *args: Any, **kw: An
 
     At least 1: a program without a plate is to be refused for that, not to take the particles for its data.
     """
+    q_sites, p_sites = sites_of(model, guide, *args, **kw)
+    sites = {**q_sites, **p_sites}.values()
+    return max((-frame.dim for site in sites for frame in site["cond_indep_stack"] if frame.vectorized), default=1)
+
+
+def sites_of(model: Program, guide: Program, *args: Any, **kw: Any) -> tuple[dict[str, Site], dict[str, Site]]:
+    """The sample sites of guide and model, of one run of both that leaves no other trace."""
     with torch.random.fork_rng(), torch.no_grad(), poutine.block():
         guide_trace = poutine.trace(guide).get_trace(*args, **kw)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kw)
-    sites = {**sample_sites(guide_trace), **sample_sites(model_trace)}.values()
-    return max((-frame.dim for site in sites for frame in site["cond_indep_stack"] if frame.vectorized), default=1)
+    return sample_sites(guide_trace), sample_sites(model_trace)
 
 
 def first_non_finite_site(model: Program, guide: Program, x: Tensor) -> str | None:

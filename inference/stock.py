@@ -3,12 +3,10 @@
 from typing import Any
 
 import pyro.infer
-import torch
-from pyro import poutine
 from pyro.infer import config_enumerate
 from pyro.infer.util import is_validation_enabled
 
-from inference.sites import sample_sites
+from inference.particles import sites_of
 from inference.structure import Program, Site, StructureError, check_pairing, innermost
 
 
@@ -17,10 +15,7 @@ class _Checked(pyro.infer.ELBO):
 
     def _get_traces(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
         if is_validation_enabled():
-            with torch.random.fork_rng(), torch.no_grad(), poutine.block():
-                drawn = poutine.trace(guide).get_trace(*args, **kwargs)
-                replayed = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args, **kwargs)
-            q_sites, p_sites = sample_sites(drawn), sample_sites(replayed)
+            q_sites, p_sites = sites_of(model, guide, *args, **kwargs)
             self.check(q_sites, {n: s for n, s in p_sites.items() if not s["is_observed"]}, p_sites)
         return super()._get_traces(model, guide, args, kwargs)
 

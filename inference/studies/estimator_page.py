@@ -2,6 +2,7 @@
 
 import math
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,9 +62,8 @@ def intro(settings: "EstimatorsSettings") -> list[str]:
         f"{settings.repeats:,} times by each estimator: at the start and along the training of a VAE, on a "
         "linear-Gaussian model whose integrals are in closed form, and with six bits whose states can be summed over. "
         "Estimators of one target have one expectation; what differs is how far a draw lies from it and what it costs.",
-        "Two measures of bias. Along: the error of the mean along the exact gradient, as a fraction of its length. "
-        "Squared: |E g − exact|² / |exact|² in all directions, with the Monte-Carlo noise of both taken off, so that "
-        "it falls on either side of zero for an unbiased estimator. The variance is the trace of the covariance. "
+        "The squared bias is |E g − exact|² / |exact|² in all directions, with the Monte-Carlo noise of both taken off, so "
+        "that it falls on either side of zero for an unbiased estimator. The variance is the trace of the covariance. "
         "Signal to noise is |E g| over the root of the variance, noise taken off again; a dash says that it cannot be "
         "told from none. Milliseconds are of processor time for one loss and gradient; kB are what "
         "autograd keeps between the passes. Baselines have learnt before, at the same parameters, for "
@@ -79,11 +79,10 @@ def sections(records: list[Record], folder: Path) -> list[Section]:
             "target": r["target"],
             "estimator": r["estimator"],
             "K": r["particles"],
-            "bias along": _with_error(r, "bias_along"),
             "squared bias": _with_error(r, "squared_bias"),
             "variance": _short(r["variance"]),
-            "signal / noise": _short(r["signal_to_noise"]),
-            "…of the model": _short(model["signal_to_noise"]),
+            "S/N": _short(r["signal_to_noise"]),
+            "S/N, model": _short(model["signal_to_noise"]),
             "ms": f"{r['milliseconds']:.2f}",
             "kB": f"{r['saved_bytes'] / 1024:.0f}",
             "variance × ms": _short(r["variance_x_milliseconds"]),
@@ -96,10 +95,29 @@ def sections(records: list[Record], folder: Path) -> list[Section]:
     return [
         Section("Bias, variance, signal, cost", (), None, [draw(records, folder / "figures" / "estimators.png")]),
         Section(
-            "Every estimator", ["Of the gradient in the guide, where not said otherwise."], Table.from_records(rows)
+            "Every estimator", [_ABOUT], Table.from_records(_without_repeats(rows, ("place", "target", "estimator")))
         ),
         Section("What each is held against", meanings, Table.from_records(held)),
     ]
+
+
+_ABOUT = (
+    "Of the gradient in the guide, where not said otherwise; table.csv has the model's too, and the bias along the "
+    "exact gradient."
+)
+
+
+def _without_repeats(rows: list[Record], columns: Sequence[str]) -> list[Record]:
+    """Each row without those of the first columns that say what the row above says."""
+    shown: list[Record] = []
+    above: Record = dict.fromkeys(columns)
+    for row in rows:
+        same = next((i for i, key in enumerate(columns) if row[key] != above[key]), len(columns))
+        words = {key: "" if i < same else str(row[key]) for i, key in enumerate(columns)}
+        words[columns[-1]] = words[columns[-1]].replace(" ", "\u00a0")
+        shown.append({**row, **words})
+        above = {key: row[key] for key in columns}
+    return shown
 
 
 def of_block(records: list[Record], block: str) -> list[Record]:
@@ -110,7 +128,7 @@ def of_block(records: list[Record], block: str) -> list[Record]:
 def _with_error(record: Record, name: str) -> str:
     if record[name] is None:
         return "—"
-    return f"{record[name]:+.3f}\u202f±\u202f{record[f'{name}_stderr']:.3f}"
+    return f"{record[name]:+.1g}\u202f±\u202f{record[f'{name}_stderr']:.1g}"
 
 
 def _short(value: float | None) -> str:
