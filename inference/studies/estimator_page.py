@@ -62,11 +62,11 @@ def intro(settings: "EstimatorsSettings") -> list[str]:
         f"{settings.repeats:,} times by each estimator: at the start and along the training of a VAE, on a "
         "linear-Gaussian model whose integrals are in closed form, and with six bits whose states can be summed over. "
         "Estimators of one target have one expectation; what differs is how far a draw lies from it and what it costs.",
-        "The squared bias is |E g − exact|² / |exact|² in all directions, with the Monte-Carlo noise of both taken off, so "
-        "that it falls on either side of zero for an unbiased estimator. The variance is the trace of the covariance. "
-        "Signal to noise is |E g| over the root of the variance, noise taken off again; a dash says that it cannot be "
-        "told from none. Milliseconds are of processor time for one loss and gradient; kB are what "
-        "autograd keeps between the passes. Baselines have learnt before, at the same parameters, for "
+        "The squared bias is |E g − exact|² / |exact|² in all directions, with the Monte-Carlo noise of both taken "
+        "off, so that it falls on either side of zero for an unbiased estimator. The variance is the trace of the "
+        "covariance. Signal to noise is |E g| over the root of the variance, noise taken off again; a dash says "
+        "that it cannot be told from none. Milliseconds are of processor time for one loss and gradient; kB are "
+        "what autograd keeps between the passes. Baselines have learnt before, at the same parameters, for "
         f"{settings.warm_up} steps.",
     ]
 
