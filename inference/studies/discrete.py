@@ -111,10 +111,14 @@ def discrete(arguments: list[str], settings: DiscreteSettings, folder: Path, con
     _, results = run_grid(points, folder / "runs", console, settings.jobs, run_dir=folder)
     if failed := [result for result in results if result.get("error")]:
         raise ConfigError(f"{failed[0]['run']} failed: {failed[0]['error']}")
+    references: dict[str, Reference] = {}
     with console.stage("gradients") as progress:
         for done, result in enumerate(results, start=1):
             at = _place(settings, points, result)
-            result.update(_measure(folder / "runs" / result["run"], folder / "runs" / at.name, settings))
+            place = open_run(folder / "runs" / at.name)
+            if at.name not in references:
+                references[at.name] = _reference(place, settings)
+            result.update(_measure(open_run(folder / "runs" / result["run"]), place, references[at.name], settings))
             progress(done, len(results))
     records = [_record(result) for result in results]
     sections = sections_of(records, {name: arm.title for name, arm in ARMS.items()}, folder)
@@ -147,9 +151,8 @@ def _place(settings: DiscreteSettings, points: Sequence[Point], result: dict[str
     return next(point for point in points if point.labels == wanted)
 
 
-def _measure(run: Path, at: Path, settings: DiscreteSettings) -> dict[str, Any]:
+def _measure(setup: Setup, place: Setup, reference: Reference, settings: DiscreteSettings) -> dict[str, Any]:
     """Bias and variance of a run's own estimator at the parameters of another run, and how it uses its codes."""
-    setup, place = open_run(run), open_run(at)
     held, _ = held_out(setup.source("test"), settings.data, seed=0)
     codes = {"perplexity": perplexity(setup.guide, held), "active_codes": active(setup.guide, held)}
     for program, other in ((setup.model, place.model), (setup.guide, place.guide)):
@@ -157,31 +160,36 @@ def _measure(run: Path, at: Path, settings: DiscreteSettings) -> dict[str, Any]:
     for part in setup.guide.modules():
         if callable(getattr(part, "at", None)):
             part.at(1.0)  # type: ignore[operator]
-    x, _ = held_out(setup.source("train"), settings.data, seed=0)
-    found, bias = _moments(setup, place, x, settings.repeats)
+    found, bias = _moments(setup, reference, settings)
     return {**codes, **bias, "variance": found.total_variance("guide"), "milliseconds": found.milliseconds}
 
 
-def _moments(setup: Setup, place: Setup, x: Tensor, repeats: int) -> tuple[Moments, dict[str, Any]]:
+def _moments(setup: Setup, reference: Reference, settings: DiscreteSettings) -> tuple[Moments, dict[str, Any]]:
+    x = _batch(setup, settings)
     with torch.random.fork_rng(), validation(False):
         torch.manual_seed(1)
         setup.model.train()
         setup.guide.train()
-        if getattr(setup.objective, "num_particles", 1) > 2:  # another bound, with another gradient
-            return measure(setup.objective, setup.model, setup.guide, x, repeats), {}
-        reference = _reference(place, x, repeats)
-        found = measure(setup.objective, setup.model, setup.guide, x, repeats)
+        found = measure(setup.objective, setup.model, setup.guide, x, settings.repeats)
+    if getattr(setup.objective, "num_particles", 1) > 2:  # another bound, with another gradient
+        return found, {}
     square, error = found.squared_bias("guide", reference) or (None, None)
-    origin = reference.origin["guide"]
-    return found, {"squared_bias": square, "squared_bias_stderr": error, "reference": origin}
+    return found, {"squared_bias": square, "squared_bias_stderr": error, "reference": reference.origin["guide"]}
 
 
-def _reference(place: Setup, x: Tensor, repeats: int) -> Reference:
+def _batch(setup: Setup, settings: DiscreteSettings) -> Tensor:
+    """The data whose gradient is measured, the same for all."""
+    return held_out(setup.source("train"), settings.data, seed=0)[0]
+
+
+def _reference(place: Setup, settings: DiscreteSettings) -> Reference:
     """The gradient of the ELBO: by summing over states where they are few, else by a long run without bias."""
+    x = _batch(place, settings)
     with evaluating(place.model, place.guide, seed=2), torch.enable_grad():
         q = encode(place.guide, x)["z"]
         if not q.has_enumerate_support:
-            return long_run(ELBO(20, kl="analytic", gradient="loo"), place.model, place.guide, x, 2 * repeats)
+            objective = ELBO(20, kl="analytic", gradient="loo")
+            return long_run(objective, place.model, place.guide, x, 2 * settings.repeats)
         bound = enumerated_elbo(place.model, q, x).mean()
         blocks = {"model": list(place.model.parameters()), "guide": list(place.guide.parameters())}
         found = {n: torch.autograd.grad(bound, ps, retain_graph=True) for n, ps in blocks.items()}
