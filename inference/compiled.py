@@ -46,8 +46,8 @@ class CompiledSVI(SVI):
         batch_size: compile for batches of this many data alone; others, such as the last of an epoch, run eagerly,
             which gives the same numbers. None compiles for every size that comes.
         inductor: False runs the plain graph, operation by operation; on a GPU it is recorded all the same.
-        steps_per_call: how many of the steps that :meth:`steps` is asked for run as one function; the more, the longer
-            it takes to compile and the less time goes into Python.
+        steps_per_call: how many of the steps that :meth:`steps` is asked for are taken in one call, which prepares them
+            at once; on a GPU they are one recording.
 
     Attributes:
         taken: steps taken by this object.
@@ -98,7 +98,7 @@ class CompiledSVI(SVI):
         return loss
 
     def steps(self, batches: Sequence[Tensor], before: Callable[[int], None] | None = None) -> Tensor:
-        """A step on each batch, ``steps_per_call`` of them in one function where they are alike.
+        """A step on each batch, ``steps_per_call`` of them in one call where they are alike.
 
         The numbers are those of as many calls of :meth:`step`, to rounding.
 

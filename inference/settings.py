@@ -27,7 +27,7 @@ class TrainerSettings:
             none.
         checkpoint_seconds: seconds between checkpoints.
         engine: eager, or compiled: the same numbers to rounding, faster steps after some seconds of compiling.
-        steps_per_call: steps that the compiled engine takes as one function: less time between steps, more compiling.
+        steps_per_call: steps that the compiled engine takes in one call: less time goes by between them.
     """
 
     epochs: int = 0

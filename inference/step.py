@@ -1,5 +1,6 @@
-"""The function that a compiled step is: loss, gradient and update as one graph, of one step or of several."""
+"""The function that a compiled step is: loss, gradient and update as one graph; and several such steps in one call."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +18,7 @@ MOST_ANNEALED = 64  # numbers in a tensor that may change between the steps of o
 
 
 class CompiledStep:
-    """The compiled step for one shape of the arguments, or several such steps as one function."""
+    """The compiled step for one shape of the arguments, or several such steps in one call."""
 
     def __init__(self, svi: "CompiledSVI", leaves: list[Any], spec: TreeSpec, count: int) -> None:
         self.optim, self.count = svi.optim, count
@@ -25,11 +26,14 @@ class CompiledStep:
         self.captured, self.parameters = loss_and_gradients(svi, leaves, spec)
         self.device = self.parameters[0].device
         self._annealed = self._that_may_change() if count > 1 else []
+        places = {id(tensor): place for place, tensor in enumerate(self.captured.tensors)}
+        self._annealed_places = [places[id(tensor)] for tensor in self._annealed]
         self._bind(args, svi.taken)
-        self._function: Function = retraced(self._whole, self._inputs)
+        first = self._inputs_of(0, self._inputs)
+        self._function: Function = retraced(self._one, first)
         if svi.inductor:
-            self._function = compiled(self._function, self._inputs)
-        self._recorded = Recorded(self._function, self._inputs) if is_recorded(self.device) else None
+            self._function = compiled(self._function, first)
+        self._recorded = Recorded(self._all, self._inputs) if is_recorded(self.device) else None
 
     def __call__(self, args: list[Tensor], rows: list[list[tuple[float, ...]]]) -> Tensor:
         """The steps on these arguments, those of each step after those of the one before; returns the losses."""
@@ -39,13 +43,13 @@ class CompiledStep:
             return self._recorded()[0]
         self._inputs[self._args] = args
         with torch.no_grad():
-            return self._function(*self._inputs)[0]
+            return self._all(*self._inputs)[0]
 
     def numbers(self, taken: int) -> list[tuple[float, ...]]:
         """What the optimizer needs to know of the step that comes after ``taken``; to be asked once for each step."""
         if not self.update.current:  # a checkpoint was loaded
             self._bind(self._inputs[self._args][: self._arity], taken)
-            self._recorded = Recorded(self._function, self._inputs) if self._recorded else None
+            self._recorded = Recorded(self._all, self._inputs) if self._recorded else None
         return self.update.advance(taken - self._bound_at)
 
     def note_annealed(self, i: int) -> None:
@@ -81,22 +85,32 @@ class CompiledStep:
         state = [*self.update.tensors, *self.update.counters, self._numbers]
         self._inputs = [*self.captured.tensors, *on_device, *annealed, *state]
 
-    def _whole(self, *inputs: Tensor) -> tuple[Tensor]:
-        """All steps on stand-ins for the inputs: the losses, the gradients, and the updates written in place."""
-        lifted, args, rest = inputs[: self._args.start], inputs[self._args], inputs[self._args.stop :]
-        annealed, rest = rest[: len(self._annealed)], rest[len(self._annealed) :]
-        state = rest[: len(self.update.tensors)]
-        counters, numbers = rest[len(self.update.tensors) : -1], rest[-1]
+    def _all(self, *inputs: Tensor) -> tuple[Tensor]:
+        """The losses of all steps, each by the same function: as one graph they would hold every step's parameters."""
+        return (torch.stack([self._function(*self._inputs_of(i, inputs))[0] for i in range(self.count)]),)
+
+    def _inputs_of(self, i: int, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """What step ``i`` of a call reads and writes."""
+        lifted, args, rest = list(inputs[: self._args.start]), inputs[self._args], inputs[self._args.stop :]
+        for place, values in zip(self._annealed_places, rest, strict=False):
+            lifted[place] = values[i]
+        own = args[i * self._arity : (i + 1) * self._arity]
+        return [*lifted, *own, *rest[len(self._annealed) : -1], rest[-1][i]]
+
+    def _one(self, *inputs: Tensor) -> tuple[Tensor]:
+        """A step on stand-ins for its inputs: the loss, its gradient, and the update written in place."""
+        lifted, rest = inputs[: self._args.start], inputs[self._args.start :]
+        args, state, counters, numbers = self._parted(rest)
+        loss, *gradients = self.captured.graph(*lifted, *args)
         stand_ins = {id(tensor): stand_in for tensor, stand_in in zip(self.captured.tensors, lifted, strict=True)}
         parameters = [stand_ins[id(parameter)] for parameter in self.parameters]
-        losses = []
-        for i in range(self.count):
-            own = args[i * self._arity : (i + 1) * self._arity]
-            now = {**stand_ins, **{id(t): values[i] for t, values in zip(self._annealed, annealed, strict=True)}}
-            loss, *gradients = self.captured.graph(*[now[id(tensor)] for tensor in self.captured.tensors], *own)
-            self.update.apply(parameters, gradients, state, counters, numbers[i], own[0].shape[0])
-            losses.append(loss)
-        return (torch.stack(losses),)
+        self.update.apply(parameters, gradients, state, counters, numbers, args[0].shape[0])
+        return (loss,)
+
+    def _parted(self, rest: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor], Tensor]:
+        """Arguments, state, counters and numbers."""
+        end = self._arity + len(self.update.tensors)
+        return rest[: self._arity], rest[self._arity : end], rest[end:-1], rest[-1]
 
     def _write_numbers(self, rows: list[list[tuple[float, ...]]]) -> None:
         if self.device.type == "cpu":
