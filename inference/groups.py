@@ -57,8 +57,8 @@ def _pays(runs: Sequence[Sequence[str]], group: Sequence[int]) -> bool:
 
     config = load(runs[group[0]])
     settings, batch = config.section("trainer"), config.section("batching").batch_size
-    if find_device(config.values.device).type == "cpu" and batch > LARGEST_BATCH:
-        return False
+    if find_device(config.values.device).type == "cpu" and (batch > LARGEST_BATCH or settings.engine == "compiled"):
+        return False  # compiled runs are as fast one by one, and wait for nobody
     steps = settings.steps
     if settings.epochs:
         setup = assemble(config)

@@ -1,8 +1,9 @@
 """Runs that differ only in seed, weight, temperature or learning rate, trained together in one compiled step.
 
-The step of one run is captured as a plain graph and mapped over all of them: a product of matrices becomes a batch of
-products. Each run keeps its own random numbers, so it ends as if it had been alone, to rounding. Parameters and the
-state of the optimizers become views into stacked tensors, so that every run can be scored and saved at any time.
+The step of one run is captured as a plain graph. On a GPU it is mapped over all of them, a product of matrices becomes
+a batch of products, and all is one recording; a CPU has nothing left to fill, and the one function is called for each.
+Each run keeps its own random numbers, so it ends as if it had been alone, to rounding. Parameters and the state of the
+optimizers become views into stacked tensors, so that every run can be scored and saved at any time.
 """
 
 import logging
@@ -45,6 +46,8 @@ class VectorizedSVI:
         batch_size: map over runs for batches of this size alone; at others, such as the last batch of an epoch, the
             runs step one after another, which gives the same numbers. None compiles for the first size that comes.
         inductor: False runs the plain graph, operation by operation.
+        mapped: whether the graph is mapped over the runs, or called for each of them; None does what is faster on the
+            device.
 
     Attributes:
         why_eager: why the runs step one after another; None where they step together.
@@ -59,11 +62,12 @@ class VectorizedSVI:
         generators: Sequence[torch.Generator],
         batch_size: int | None = None,
         inductor: bool = True,
+        mapped: bool | None = None,
     ) -> None:
         if not runs or len(runs) != len(generators):
             raise ValueError(f"give at least one run and a generator for each: {len(runs)} and {len(generators)} given")
         self.runs, self.generators, self.batch_size = list(runs), list(generators), batch_size
-        self.inductor = inductor
+        self.inductor, self.mapped = inductor, mapped
         self.taken = 0
         self.why_eager: str | None = None
         self._together: _Together | None = None
@@ -115,22 +119,35 @@ class _Together:
         self._places = [constants([run.model, run.guide, run.objective]) for run in svi.runs]
         self._taken_as = [identities(places) for places in self._places]
         self._bind(xs, svi.taken)
-        in_dims = tuple(
-            [None if shared else 0 for shared in self._shared] + [0] * (len(self._inputs) - len(self._shared))
-        )
+        self._mapped = is_recorded(self.device) if svi.mapped is None else svi.mapped
+        if self._mapped:
+            graph, inputs = self._graph_of_all(), self._inputs
+        else:
+            inputs = self._each[0]
+            graph = retraced(self._one, inputs)
+        self._function: Function = compiled(graph, inputs) if svi.inductor else graph
+        self._recorded = Recorded(self._all, self._inputs) if is_recorded(self.device) else None
+
+    def _graph_of_all(self) -> GraphModule:
+        places = range(len(self._inputs))
+        in_dims = tuple(None if place < len(self._shared) and self._shared[place] else 0 for place in places)
         try:
-            graph = retraced(torch.func.vmap(self._one, in_dims), self._inputs)
+            return retraced(torch.func.vmap(self._one, in_dims), self._inputs)
         except RuntimeError as error:
             raise CannotCapture(f"it cannot be mapped over runs: {str(error).splitlines()[0]}") from error
-        self._function: Function = compiled(graph, self._inputs) if svi.inductor else graph
-        self._recorded = Recorded(self._function, self._inputs) if is_recorded(self.device) else None
+
+    def _all(self, *inputs: Tensor) -> tuple[Tensor]:
+        """The losses of all runs, ``(runs,)``, after a step of each."""
+        if self._mapped:
+            return (self._function(*inputs)[0],)
+        return (torch.stack([self._function(*own)[0] for own in self._each]),)
 
     def __call__(self, xs: Sequence[Tensor], taken: int) -> Tensor:
         if [identities(places) for places in self._places] != self._taken_as:
             raise CannotCapture("a number of a run changes from step to step; write it into a tensor")
         if not all(update.current for update in self.updates):  # a checkpoint was loaded
             self._bind(list(xs), taken)
-            self._recorded = Recorded(self._function, self._inputs) if self._recorded else None
+            self._recorded = Recorded(self._all, self._inputs) if self._recorded else None
         rows = [update.advance(taken - self._bound_at) for update in self.updates]
         self._rates.copy_(torch.tensor(rows, dtype=self._rates.dtype), non_blocking=True)
         torch.stack(list(xs), out=self._x)
@@ -140,7 +157,7 @@ class _Together:
         if self._recorded is not None:
             return self._recorded()[0]
         with torch.no_grad():
-            return self._function(*self._inputs)[0].clone()
+            return self._all(*self._inputs)[0].clone()
 
     def _bind(self, xs: list[Tensor], taken: int) -> None:
         """Stack what the runs read and write, and make their own tensors views into the stacks."""
@@ -160,6 +177,11 @@ class _Together:
         shape = (len(xs), *self.updates[0].rows)
         self._rates = torch.zeros(shape, dtype=self.parameters[0][0].dtype, device=self.device)
         self._inputs = [*lifted, self._x, *self.numbers, *self._noise, *state, *counters, self._rates]
+        whole = [*self._shared, *[False] * (len(self._inputs) - len(self._shared))]
+        self._each = [
+            [tensor if shared else tensor[i] for tensor, shared in zip(self._inputs, whole, strict=True)]
+            for i in range(len(xs))
+        ]
 
     def _one(self, *inputs: Tensor) -> tuple[Tensor]:
         """The step of one run, as :func:`torch.func.vmap` sees it."""

@@ -53,7 +53,7 @@ def step_of(folder: Path) -> int:
         return -1
 
 
-def wait_for(child: Child, reached: object, *, seconds: float = 30.0) -> None:
+def wait_for(child: Child, reached: object, *, seconds: float = 120.0) -> None:
     """Until ``reached()``, or the child ends."""
     deadline = time.monotonic() + seconds
     while not reached() and child.poll() is None:  # type: ignore[operator]

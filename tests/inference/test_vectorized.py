@@ -61,10 +61,10 @@ GRIDS = {
 }
 
 
-def train_together(make, xs, seed=1, inductor=False, batch_size=None):
+def train_together(make, xs, seed=1, inductor=False, batch_size=None, mapped=None):
     runs = [make(CompiledSVI, run) for run in range(RUNS)]
     generators = [torch.Generator().manual_seed(seed + run) for run in range(RUNS)]
-    together = VectorizedSVI(runs, generators, batch_size, inductor)
+    together = VectorizedSVI(runs, generators, batch_size, inductor, mapped)
     found = []
     with validation(False):
         for i, x in enumerate(xs):
@@ -95,9 +95,10 @@ def check(together, found, alone, expected, tolerance=1e-10):
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-def test_runs_end_as_if_alone(grid):
+@pytest.mark.parametrize("mapped", [True, False])
+def test_runs_end_as_if_alone(grid, mapped):
     xs = batches(5)
-    together, found = train_together(GRIDS[grid], xs)
+    together, found = train_together(GRIDS[grid], xs, mapped=mapped)
     alone, expected = train_alone(GRIDS[grid], xs)
     check(together, found, alone, expected)
     assert (train_alone(GRIDS[grid], xs, seed=2)[1] - expected).abs().max() > 1e-3
@@ -105,10 +106,11 @@ def test_runs_end_as_if_alone(grid):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
-def test_compiled_by_inductor(dtype, tolerance):
+@pytest.mark.parametrize("mapped", [True, False])
+def test_compiled_by_inductor(dtype, tolerance, mapped):
     torch.set_default_dtype(dtype)
     xs = batches(5)
-    together, found = train_together(GRIDS["weight"], xs, inductor=True)
+    together, found = train_together(GRIDS["weight"], xs, inductor=True, mapped=mapped)
     check(together, found, *train_alone(GRIDS["weight"], xs), tolerance)
 
 
