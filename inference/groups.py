@@ -8,7 +8,6 @@ from inference.config import Config, ConfigError, load
 VALUES = ("seed", "trainer.learning_rate")  # what may differ
 VALUE_NAMES = ("beta", "temperature")  # in any part
 STEPS_THAT_PAY = 40_000  # of all runs of a group: they save about the minute that compiling takes
-LARGEST_BATCH = 200  # data: on a CPU larger products keep a core busy by themselves
 
 
 def in_groups(runs: Sequence[Sequence[str]], jobs: int, together: str) -> list[list[int]]:
@@ -52,12 +51,12 @@ def _takes_steps(config: Config) -> bool:
 
 
 def _pays(runs: Sequence[Sequence[str]], group: Sequence[int]) -> bool:
-    """Whether so many steps of so few data are spared more time than compiling takes."""
+    """Whether so many steps are spared more time than compiling takes."""
     from inference.assemble import assemble, find_device
 
     config = load(runs[group[0]])
     settings, batch = config.section("trainer"), config.section("batching").batch_size
-    if find_device(config.values.device).type == "cpu" and (batch > LARGEST_BATCH or settings.engine == "compiled"):
+    if find_device(config.values.device).type == "cpu" and settings.engine == "compiled":
         return False  # compiled runs are as fast one by one, and wait for nobody
     steps = settings.steps
     if settings.epochs:

@@ -136,7 +136,7 @@ def test_which_runs_train_together():
     assert groups("guide=diagonal,full", "seed=0,1", together="no") == [[0], [1], [2], [3]]
     assert groups("seed=0,1", "trainer.steps=100", together="auto") == [[0], [1]]
     assert groups("seed=0,1", "trainer.steps=20000", together="auto") == [[0, 1]]
-    assert groups("seed=0,1", "trainer.steps=20000", "data.batch_size=500", together="auto") == [[0], [1]]
+    assert groups("seed=0,1", "trainer.steps=20000", "trainer.engine=compiled", together="auto") == [[0], [1]]
     assert groups("seed=0,1", "trainer.epochs=1000", together="auto") == [[0], [1]]
     with pytest.raises(ConfigError, match="no two runs"):
         groups("guide=diagonal,full")
