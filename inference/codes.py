@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from pyro.distributions import Delta, Independent
 from torch import Tensor
+from torch.distributions import Categorical
 
 from inference.particles import Program, StructureError, encode
 from models.discrete import OneHots, base_of
@@ -28,6 +29,8 @@ def _codes(guide: Program, x: Tensor, site: str) -> Tensor:
     q = encode(guide, x).get(site)
     if isinstance(q, HardCodes):
         return q.codes
+    if isinstance(q, Categorical):
+        return q.logits.argmax(-1)  # (N, K) -> (N,)
     if _is_grid(q):
         return base_of(q).logits.argmax(-1)  # (N, H, W, K) -> (N, H, W)
     raise StructureError(
@@ -40,8 +43,10 @@ def _is_grid(q: Any) -> bool:
     return isinstance(base_of(q), OneHots) and len(q.event_shape) == 3
 
 
-def _alphabet(q: Any) -> int:
-    """The number of codes of a latent; 0 where it is none of codes."""
+def _alphabet(q: Any, alone: bool) -> int:
+    """The number of codes of a latent; 0 where it is none of codes, such as a state of a sequence of them."""
+    if isinstance(q, Categorical):
+        return q.logits.shape[-1] if alone else 0
     if isinstance(q, HardCodes):
         return q.codebook.size
     return q.event_shape[-1] if _is_grid(q) else 0
@@ -90,7 +95,8 @@ def code_usage(tokens: Tensor, codes: int) -> CodeUsage:
 def code_scores(guide: Program, x: Tensor) -> dict[str, Any]:
     """What the summary of a run says of its codes over all data ``x``; nothing where no site is quantized."""
     with torch.random.fork_rng():
-        sites = {name: codes for name, q in encode(guide, x[:1]).items() if (codes := _alphabet(q))}
+        latents = encode(guide, x[:1])
+        sites = {name: codes for name, q in latents.items() if (codes := _alphabet(q, len(latents) == 1))}
         usages = [code_usage(encode_tokens(guide, x, name), codes) for name, codes in sites.items()]
     if not usages:
         return {}

@@ -147,6 +147,26 @@ def image_samples(
     return Picture("Samples from the prior", caption, _sheet_of(panels[0]))
 
 
+def image_components(
+    means: np.ndarray, shares: np.ndarray, value_range: tuple[float, float], high_is_ink: bool
+) -> Picture:
+    """The mean image of every state of a mixture, ``(K, C, H, W)``, in the order given; at most 256 of them."""
+    count = min(len(means), 256)
+    columns = int(np.ceil(np.sqrt(count)))
+    rows = -(-count // columns)
+    padded = np.full((rows * columns, *means.shape[1:]), value_range[0] if high_is_ink else value_range[1])
+    padded[:count] = means[:count]
+    tiles = colour(padded, value_range, high_is_ink)
+    axes = print_images([mosaic(tiles.reshape(rows, columns, *tiles.shape[1:]))])[0]
+    perplexity = float(np.exp(-np.sum(shares * np.log(np.maximum(shares, 1e-300)))))
+    shown = f"All {len(means)} components" if count == len(means) else f"The first {count} of {len(means)} components"
+    caption = (
+        f"{shown}: the mean of p(x|z) for each state z, those first that most held-out data are in. Their shares have "
+        f"a perplexity of {perplexity:.1f}; it would be {len(means)} if all were used alike."
+    )
+    return Picture("The components", caption, _sheet_of(axes))
+
+
 def image_manifold(
     manifold: np.ndarray, value_range: tuple[float, float], high_is_ink: bool, drawn: bool = False
 ) -> Picture:

@@ -28,6 +28,8 @@ class Gallery:
         prior_draws: z ~ p(z), ``(M, D)``.
         labels: of the N data, ``(N,)``, or ``None``.
         kl_per_dimension: mean over the data, ``(D,)`` nats, or ``None`` where the KL does not split.
+        components: of a mixture, the mean of p(x|z) for every state ``(K, *shape)``, and their shares ``(K,)``, or
+            ``None``.
         manifold: mean of p(x|z) for z on :func:`inference.data_figures.latent_grid`, ``(g, g, *shape)``, or ``None``.
         latent_states: number of values of each latent whose draws are one-hot vectors laid side by side; 1 for others.
         prior_density: of a latent in the plane, over a window that holds the draws, or ``None``.
@@ -53,6 +55,7 @@ class Gallery:
     drawn: bool = False
     vocabulary: tuple[str, ...] = ()
     between: np.ndarray | None = None
+    components: tuple[np.ndarray, np.ndarray] | None = None
 
     def __post_init__(self) -> None:
         if len(self.shape) not in (1, 3):
@@ -151,6 +154,8 @@ def _images(gallery: Gallery) -> Iterator[tuple[str, Picture]]:
         data_figures.image_reconstructions(gallery.originals, gallery.reconstructions, *look, drawn=gallery.drawn),
     )
     yield "samples", data_figures.image_samples(gallery.samples, *look, drawn=gallery.drawn)
+    if gallery.components is not None:
+        yield "components", data_figures.image_components(*gallery.components, *look)
     if gallery.manifold is not None:
         yield "manifold", data_figures.image_manifold(gallery.manifold, *look, drawn=gallery.drawn)
 

@@ -12,7 +12,7 @@ from inference.closed_form import factors
 from inference.diagnostics import kl_per_dimension, posterior_means
 from inference.evaluate import evaluating, held_out, repeated
 from inference.figures import Gallery
-from inference.particles import Program, decode, generate, particles, prior_latents
+from inference.particles import Program, decode, encode, generate, particles, prior_latents
 from inference.prior_figures import Density
 from models.autoregressive import AutoregressiveLevels
 
@@ -35,6 +35,7 @@ def gallery(setup: Setup) -> Gallery:
         by_dimension = kl_per_dimension(model, guide, x)
         means = posterior_means(guide, x)
         grid = None if dataset.vocabulary else _manifold(setup, prior)
+        components = _components(setup, x) if len(dataset.shape) == 3 else None
         between = _between(model, shown, x) if dataset.vocabulary else None
         density = _prior_density(model, torch.cat([_flat(latents), _flat(many_prior)]))
     sites = list(latents.values())
@@ -51,6 +52,7 @@ def gallery(setup: Setup) -> Gallery:
         labels=None if labels is None else labels[index].numpy(),
         kl_per_dimension=None if by_dimension is None else _numpy(by_dimension),
         manifold=grid,
+        components=components,
         latent_states=sites[0].shape[-1] if len(sites) == 1 and sites[0].dim() == 3 else 1,
         prior_density=density,
         drawn=isinstance(p_x, AutoregressiveLevels),
@@ -69,6 +71,18 @@ def shown_of(p_x: Distribution, draw: Tensor | None = None) -> Tensor:
     if len(p_x.event_shape) == 1:
         return p_x.greedy()
     return p_x.sample() if draw is None else draw
+
+
+def _components(setup: Setup, x: Tensor) -> tuple[np.ndarray, np.ndarray] | None:
+    """Of a mixture, the mean of p(x|z) for every state and how often held-out data are in it; most used ones first."""
+    states = getattr(setup.model, "num_states", 0)
+    latents = encode(setup.guide, x)
+    if not states or list(latents) != ["z"] or not isinstance(latents["z"], torch.distributions.Categorical):
+        return None
+    share = latents["z"].probs.mean(0)  # (K,)
+    order = share.argsort(descending=True, stable=True)
+    means = decode(setup.model, {"z": order}, x.new_zeros(len(order), *setup.dataset.shape)).mean
+    return _numpy(means), _numpy(share[order])
 
 
 def _between(model: Program, codes: dict[str, Tensor], x: Tensor) -> np.ndarray:
