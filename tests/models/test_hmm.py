@@ -176,3 +176,42 @@ def test_bad_shapes_and_data_get_one_message():
         model.loc[1] = 1e6
     with pytest.raises(EMError, match="state 1 of 2 is empty"):
         fit(model, torch.randn(5, 2), EMSettings(restarts=0))
+
+
+@pytest.mark.row("3.7")
+@pytest.mark.parametrize("emission", ["categorical", "gaussian"])
+def test_forward_viterbi_and_smoothing_are_hmmlearns(emission):
+    hmm = pytest.importorskip("hmmlearn.hmm", reason="hmmlearn, an implementation of somebody else, is not installed")
+    model, x = random_model(emission), data(emission)
+    kind = hmm.CategoricalHMM if emission == "categorical" else hmm.GaussianHMM
+    theirs = kind(STATES)
+    theirs.startprob_ = np.exp(log_normalized(model.initial_logits))
+    theirs.transmat_ = np.exp(log_normalized(model.transition_logits))
+    if emission == "categorical":
+        theirs.emissionprob_ = np.exp(log_normalized(model.symbol_logits))
+    else:
+        theirs.means_, theirs.n_features = model.loc.detach().numpy(), 2
+        theirs.covars_ = (2 * model.log_scale).exp().detach().numpy()
+    for row, log_p, path, states in zip(
+        x, model.log_evidence(x).detach(), model.viterbi(x)[0], model.smoothed(x).detach(), strict=True
+    ):
+        rows = row.long().numpy()[:, None] if emission == "categorical" else row.numpy()
+        assert theirs.score(rows) == pytest.approx(float(log_p), abs=1e-8)
+        assert np.array_equal(theirs.decode(rows)[1], path)
+        assert np.allclose(theirs.predict_proba(rows), states, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "says"),
+    [
+        (torch.ones(1, 2), EMError, "constant"),
+        (torch.ones(6, 2), EMError, "constant"),
+        (torch.stack([torch.arange(6.0), torch.ones(6)], 1).unsqueeze(1).expand(6, 2, 2), EMError, "constant"),
+        (torch.tensor([[0.0, 1.0]]).repeat(6, 1), EMError, "2 distinct rows"),
+        (torch.tensor([[0.0, 1.0], [float("nan"), 0.0]]), ValueError, "row 1"),
+        (torch.empty(0, 2), ValueError, "no data"),
+    ],
+)
+def test_degenerate_sequences_give_one_message(x, error, says):
+    with pytest.raises(error, match=says):
+        fit(HMM(x.shape[1:], 3), x.double(), EMSettings(restarts=2))

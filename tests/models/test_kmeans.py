@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer import TraceEnum_ELBO
 from scipy.stats import chisquare
 from sklearn.cluster import KMeans as SklearnKMeans
 from sklearn.datasets import load_digits
 
-from inference.em import EMSettings, fit
+from guides.enumerated import exact, hard
+from inference.em import EMError, EMSettings, fit
 from inference.particles import generate
 from models.gmm import GaussianMixture
 from models.kmeans import KMeans
@@ -140,3 +142,38 @@ def test_degenerate_data_give_a_result_or_one_message():
         model.initialize(torch.tensor([[0.0, 0.0], [float("nan"), 0.0]]))
     with pytest.raises(ValueError, match="at least one word"):
         KMeans((2,), 0)
+
+
+@pytest.mark.parametrize("x", [torch.ones(1, 2), torch.stack([torch.arange(6.0), torch.ones(6)], 1)])
+def test_one_point_and_constant_columns_have_a_codebook(x):
+    x = x.double()
+    model = KMeans((2,), len(x))
+    assert fit(model, x, EMSettings()).converged
+    assert float(model.inertia(x)) == pytest.approx(0, abs=1e-12)
+    assert model.scale > 0
+    assert torch.isfinite(model.log_evidence(x)).all()
+
+
+def test_more_codewords_than_data_are_refused():
+    with pytest.raises(EMError, match=r"4 data have only 4 distinct rows.*at most 4"):
+        fit(KMeans((2,), 5), torch.randn(4, 2), EMSettings(restarts=2))
+
+
+def test_the_program_is_the_mixture_whose_posterior_is_nearest_first():
+    x = clouds()
+    model = started(x, 4)
+    fit(model, x, LLOYD)
+    residual = float(model.inertia(x)) / x.numel()
+    assert float(model.scale) == pytest.approx(residual**0.5, rel=1e-9)
+    assert torch.equal(model.posterior(x).probs.argmax(1), model.encode(x))
+    mixture = GaussianMixture((3,), 4, "spherical")
+    with torch.no_grad():
+        mixture.loc.copy_(model.codebook)
+        mixture.log_scale.fill_(float(model.scale.log()))
+    assert torch.allclose(model.log_joint(x), mixture.log_joint(x), atol=1e-9)
+    elbo = TraceEnum_ELBO(max_plate_nesting=1)
+    tight = -elbo.loss(model, exact(model), x)
+    assert tight == pytest.approx(float(model.log_evidence(x).sum().detach()), abs=1e-8)
+    classified = model.log_joint(x).max(1).values.sum()
+    assert -elbo.loss(model, hard(model), x) == pytest.approx(float(classified.detach()), abs=1e-8)
+    assert tight > float(classified.detach()) + 1
