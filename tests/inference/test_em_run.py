@@ -116,7 +116,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bits(words, tmp_path):
 
 
 REFUSED = {
-    "inference=em": "model=composed has no e_step.*model=ppca, model=gmm, model=tabular, model=hmm, model=kmeans.*var",
+    "inference=em": "model=composed has no e_step.*model=ppca, model=gmm, .*model=hmm, model=kmeans.*variational_em",
     "model=gmm inference=em objective=elbo": "inference=em has no objective",
     "model=gmm inference=em optimizer=sgd": "inference=em has no optimizer",
     "model=gmm inference=em guide=enumerated": "guide=enumerated untrained",
@@ -126,7 +126,7 @@ REFUSED = {
     "model=gmm inference=variational_em guide=enumerated_exact objective=trace_enum": "guide=enumerated_exact has none",
     "inference=variational_em inference.e_steps=0": "inference.e_steps must be at least 1",
     "inference=variational_em objective=annealed": "climbs one bound",
-    "inference=hmc": "inference=hmc is not known; accepted: em, svi, variational_em",
+    "inference=hmc": "inference=hmc is not known; accepted: .*em, svi, variational_em",
 }
 
 
