@@ -16,7 +16,8 @@ from guides.amortized import Amortized
 from guides.discrete import OneHotCategoricals
 from guides.enumerated import Enumerated
 from inference.datasets import digits
-from inference.enumeration import TraceEnum, summed
+from inference.enumeration import summed
+from inference.stock import TraceEnum
 from inference.objectives import ELBO
 from inference.particles import generate, particles
 from models.conditional_vae import ConditionalModel, Partial, given_entries
