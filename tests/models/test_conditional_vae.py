@@ -17,9 +17,9 @@ from guides.discrete import OneHotCategoricals
 from guides.enumerated import Enumerated
 from inference.datasets import digits
 from inference.enumeration import summed
-from inference.stock import TraceEnum
 from inference.objectives import ELBO
 from inference.particles import generate, particles
+from inference.stock import TraceEnum
 from models.conditional_vae import ConditionalModel, Partial, given_entries
 from models.discrete import UniformOneHots
 from models.likelihoods import Bernoulli
