@@ -200,6 +200,7 @@ def finish(setup: Setup, folder: Path, trainer: Trainer | EMTrainer, console: Co
                 write_posterior(folder / "posterior.nc", setup.model, setup.guide, posterior_x, settings.draws)
             _write_report(setup, folder, summary)
     console.finished(folder, summary)
+    pending.deliver(" after the run's last file was written")  # a grid has other runs to stop
     return summary
 
 

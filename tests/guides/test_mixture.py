@@ -76,3 +76,22 @@ def test_without_gradients_nothing_is_computed_for_them():
         assert not core(torch.randn(5, 4)).rsample().requires_grad
     with pytest.raises(ValueError, match="components must be at least 1, got 0"):
         NormalMixture((3,), (4,), Linear, components=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_density_of_shared_components_is_that_of_torch_even_where_they_are_sharp(dtype):
+    loc, scale = 4 * torch.randn(50, 6), 0.01 + torch.rand(50, 6)
+    logits, z = torch.randn(50), 4 * torch.randn(20, 6)
+    z[:10] = loc[:10] + scale[:10] * torch.randn(10, 6)
+    loc, scale, logits, z = (value.to(dtype).requires_grad_() for value in (loc, scale, logits, z))
+    parts = dist.Normal(loc, scale).to_event(1)
+    ours = ReparameterizedMixture(dist.Categorical(logits=logits), parts)
+    double = dist.Normal(loc.double(), scale.double()).to_event(1)
+    exact = dist.MixtureSameFamily(dist.Categorical(logits=logits.double()), double).log_prob(z.double())
+    tolerance = {"rtol": 1e-10 if dtype == torch.float64 else 1e-6, "atol": 1e-10 if dtype == torch.float64 else 1e-6}
+    for found in (ours.log_prob(z), ours.expand((20,)).log_prob(z), ours.expand((3, 20)).log_prob(z)[1]):
+        torch.testing.assert_close(found.double(), exact, **tolerance)
+        gradients = torch.autograd.grad(found.sum(), (loc, scale, logits, z), retain_graph=True)
+        truth = torch.autograd.grad(exact.sum(), (loc, scale, logits, z), retain_graph=True)
+        for one, other in zip(gradients, truth, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-9 if dtype == torch.float64 else 1e-3, atol=1e-4)
