@@ -83,7 +83,7 @@ def _mixtures(options: argparse.Namespace) -> list[dict[str, Any]]:
 
         def sklearns(theirs: Any = theirs, x: Any = x) -> tuple[float, int]:
             theirs.fit(x.numpy())
-            return theirs.lower_bound_, theirs.n_iter_
+            return float(theirs.lower_bound_), int(theirs.n_iter_)
 
         rows.append(_measured(f"mixture, {str(dtype)[6:]}", ours, sklearns, options.rounds))
     return rows
@@ -112,7 +112,7 @@ def _codes(options: argparse.Namespace) -> list[dict[str, Any]]:
 
     def sklearns() -> tuple[float, int]:
         theirs.fit(x.numpy())
-        return theirs.inertia_ / len(x), theirs.n_iter_
+        return float(theirs.inertia_) / len(x), int(theirs.n_iter_)
 
     return [_measured("K-means, float32", ours, sklearns, options.rounds)]
 

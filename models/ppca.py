@@ -186,9 +186,8 @@ class PPCA(LatentVariableModel):
         covariance, entropy = z.shape[0] * factor @ factor.T, z.shape[0] * _entropy(factor)
         return self._statistics(x, z, covariance, entropy), self.log_evidence(x)
 
-    @torch.no_grad()
     def statistics(self, x: Tensor, loc: Tensor, scale_tril: Tensor) -> Statistics:
-        """Statistics of data ``(N, *event_shape)`` under any Gaussian q(z|x): ``loc`` (N, Q), factors (N, Q, Q)."""
+        """Statistics of data under any Gaussian q(z|x), with its gradient: ``loc`` (N, Q), factors (N, Q, Q)."""
         covariance = torch.einsum("nij,nkj->ik", scale_tril, scale_tril)
         return self._statistics(x, loc, covariance, _entropy(scale_tril).sum())
 

@@ -41,18 +41,18 @@ def bars(trace: Trace, folder: Path) -> Figure:
     """Bound and gap after each half step of those iterations in which most happens, and the gap along the whole run."""
     name = trace.way.replace(" ", "_")
     figure = sheet(WIDTH, 780)
-    left = panel(figure, 130, 160, 900, 500)
+    left = panel(figure, 160, 160, 870, 500)
     points = _liveliest(_half_steps(trace))
     _stack(left, points)
     heading(left, f"{trace.way[0].upper()}{trace.way[1:]}, iterations {points[0].iteration} to {points[-1].iteration}")
-    axis_labels(left, "", "nats per training datum")
+    axis_labels(left, "", "nats per datum")
     labels = [Patch(color=BLUE, label="bound F(q, θ)"), Patch(color=RUST, label="gap, log p(x) − F")]
     left.legend(handles=labels, frameon=False, fontsize=10.5, labelcolor=INK, ncols=2, loc="lower right",
                 bbox_to_anchor=(1.0, 1.0))  # fmt: skip
-    right = panel(figure, 1160, 160, 410, 500)
+    right = panel(figure, 1180, 160, 390, 500)
     _gap_by_half_step(right, _half_steps(trace))
     heading(right, "The gap along the run")
-    axis_labels(right, "iteration", "nats per training datum")
+    axis_labels(right, "iteration", "nats per datum")
     save(figure, folder / f"bars_{name}.png")
     what = (
         "After every E step there is no red: q is the posterior. Every M step lifts the blue, and the top by more."
