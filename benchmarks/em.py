@@ -37,9 +37,10 @@ def main() -> None:
         }
     name = f"em_{options.threads}_thread{'s' * (options.threads > 1)}"
     folder = Path(__file__).parent / "results"
+    print(_table(results), end="")
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
     (folder / f"{name}.md").write_text(_table(results))
-    print(_table(results), end="")
 
 
 def _options() -> argparse.Namespace:
