@@ -109,7 +109,7 @@ def _codes(options: argparse.Namespace) -> list[dict[str, Any]]:
         with torch.no_grad():
             model.codebook.copy_(start)
         result = fit(model, x, EMSettings(iterations=most, restarts=0, tolerance=0))
-        return float(model.inertia(x)) / len(x), result.iterations
+        return -result.free_energy, result.iterations
 
     def sklearns() -> tuple[float, int]:
         theirs.fit(x.numpy())
