@@ -201,7 +201,7 @@ def test_a_second_process_is_kept_out_until_the_first_is_gone(warm: WarmParent, 
 
 def test_a_grid_stops_with_all_its_processes(warm: WarmParent, tmp_path: Path) -> None:
     folder, log = tmp_path / "grid", tmp_path / "grid.log"
-    options = [*SMALL, "trainer.steps=1000000", "seed=0,1,2", "grid.jobs=2", f"run.dir={folder}"]
+    options = [*SMALL, "trainer.steps=1000000", "seed=0,1,2", "grid.jobs=2", "grid.together=no", f"run.dir={folder}"]
     grid = warm.start("train", "-m", *options, log=log)
     wait_for(grid, lambda: min(step_of(folder / f"seed={seed}") for seed in (0, 1)) > 0, seconds=120)
     grid.kill(signal.SIGTERM)
