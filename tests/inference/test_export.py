@@ -1,3 +1,8 @@
+import os
+import subprocess
+import sys
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -37,3 +42,13 @@ def test_the_file_opens_in_arviz_with_the_log_likelihoods_of_its_own_draws(tmp_p
     error = np.sqrt((probability * (1 - probability)).sum()) / predicted.size
     assert abs(predicted.mean() - probability.mean()) < 5 * error
     assert not list(tmp_path.glob(".*"))  # nothing half-written is left
+
+
+def test_the_first_import_of_a_day_warns_of_nothing(tmp_path):
+    """ArviZ keeps in a cache when it last gave its notice; a cache that is empty is a new user's."""
+    run = partial(subprocess.run, env=os.environ | {"XDG_CACHE_HOME": str(tmp_path)}, capture_output=True, text=True)
+    bare = run([sys.executable, "-W", "error::FutureWarning", "-c", "import arviz"])
+    if "FutureWarning" not in bare.stderr:
+        pytest.skip("this ArviZ has no daily notice")
+    ours = run([sys.executable, "-W", "error", "-c", "from inference.export import import_arviz; import_arviz()"])
+    assert ours.returncode == 0, ours.stderr
