@@ -78,9 +78,11 @@ class GaussianMixture(FiniteMixture):
         """See :class:`FiniteMixture`."""
         if self.dense:
             return dist.MultivariateNormal(self.loc[z], scale_tril=self.scale_tril[z])
-        shape = (self.num_states, *self.event_shape)
-        scale = self.log_scale.exp().expand_as(self.loc)
-        return dist.Normal(self.loc.reshape(shape)[z], scale.reshape(shape)[z]).to_event(len(self.event_shape))
+        scale = self.log_scale.exp()
+        loc, scale = self.loc[z], (scale.expand_as(self.loc) if self.covariance == "spherical" else scale)[z]
+        if len(self.event_shape) != 1:  # (..., D) -> (..., *event_shape)
+            loc, scale = (each.reshape(*z.shape, *self.event_shape) for each in (loc, scale))
+        return dist.Normal(loc, scale).to_event(len(self.event_shape))
 
     def log_likelihood(self, x: Tensor) -> Tensor:
         """See :class:`FiniteMixture`."""
