@@ -24,6 +24,7 @@ def test_weights_equal_a_loop_over_traces(dtype, tolerance):
     weigh = CompiledWeights(model, guide, threshold=1)
     with evaluating(model, guide, seed=3):
         found = weigh(x, 50)
+    assert weigh.why_eager is None
     assert weigh._function is not None
     loop = []
     with evaluating(model, guide, seed=3):

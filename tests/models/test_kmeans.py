@@ -133,6 +133,7 @@ def test_degenerate_data_give_a_result_or_one_message():
     point = torch.ones(1, 2)
     model = KMeans((2,), 1)
     assert fit(model, point, EMSettings()).free_energy == pytest.approx(0, abs=1e-12)
+    assert float(model.inertia(point)) == 0
     model = KMeans((2,), 2)
     fit(model, torch.tensor([[0.0, 0.0], [1.0, 1.0]]).repeat(20, 1), EMSettings())
     assert float(model.perplexity(torch.tensor([[0.0, 0.0], [1.0, 1.0]]))) == pytest.approx(2)
