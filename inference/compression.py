@@ -19,10 +19,11 @@ from models.tokens import Autoregressive, TokenPrior
 CHUNK = 256  # grids whose places are coded together
 
 
-def compress(prior: TokenPrior, tokens: Tensor, context: Tensor | None = None) -> np.ndarray:
-    """Tokens ``(N, H, W)``, given their contexts if the prior reads any, as one message of 32-bit words.
+def compress(prior: TokenPrior, tokens: Tensor, context: Tensor | None = None) -> bytes:
+    """Tokens ``(N, H, W)``, given their contexts if the prior reads any, as one message.
 
-    Its length is the prior's -log2 p(tokens), rounded up to whole words.
+    Its length is the prior's -log2 p(tokens), rounded up to whole bytes, and at most one byte more; the coder rounds
+    probabilities to steps of 2^-24.
     """
     coder, family = stream.queue.RangeEncoder(), stream.model.Categorical(perfect=False)
     for start in range(0, len(tokens), CHUNK):
@@ -32,16 +33,17 @@ def compress(prior: TokenPrior, tokens: Tensor, context: Tensor | None = None) -
             symbols = some[:, row, column]
             coder.encode(symbols.cpu().numpy().astype(np.int32), family, probabilities)
             known[:, row, column] = symbols
-    return coder.get_compressed()
+    return _shortest(coder)
 
 
-def decompress(prior: TokenPrior, message: np.ndarray, count: int, context: Tensor | None = None) -> Tensor:
+def decompress(prior: TokenPrior, message: bytes, count: int, context: Tensor | None = None) -> Tensor:
     """The ``count`` grids of a message, ``(count, H, W)``, given the contexts with which it was written.
 
     Raises:
         ValueError: the message was written under another prior; not every such message is recognized.
     """
-    coder, family = stream.queue.RangeDecoder(message), stream.model.Categorical(perfect=False)
+    words = np.frombuffer(message + bytes(-len(message) % 4), ">u4").astype(np.uint32)
+    coder, family = stream.queue.RangeDecoder(words), stream.model.Categorical(perfect=False)
     device = next(prior.parameters()).device
     grids = []
     for start in range(0, count, CHUNK):
@@ -72,13 +74,30 @@ def _places(prior: TokenPrior, known: Tensor, context: Tensor | None) -> Iterato
         prior.train(training)
 
 
+def _shortest(coder: stream.queue.RangeEncoder) -> bytes:
+    """The fewest bytes that name a number in the coder's last interval; the decoder reads zeros after them.
+
+    The coder's own message has room for another one behind it, which costs up to two words of 32 bits.
+    """
+    written, (lower, width) = coder.pos()  # words that are settled; the interval below them, in 64 bits
+    words = coder.get_compressed()[: written + 1].astype(">u4").tobytes()
+    start = (int.from_bytes(words, "big") << 32) - -lower % 2**32  # the last word is the start's, rounded up
+    length = len(words) + 4
+    for size in range(length):
+        rest = 8 * (length - size)  # bits left to the zeros
+        number = -(-start >> rest)  # rounded up
+        if number << rest < start + width:
+            return number.to_bytes(size, "big")
+    raise AssertionError("an interval holds a number of as many digits as its bounds have")
+
+
 def _part(context: Tensor | None, start: int) -> Tensor | None:
     return None if context is None else context[start : start + CHUNK]
 
 
-def bits(message: np.ndarray) -> int:
-    """Length of a message of 32-bit words."""
-    return 32 * len(message)
+def bits(message: bytes) -> int:
+    """Length of a message."""
+    return 8 * len(message)
 
 
 def raw_bits(shape: tuple[int, ...], levels: int) -> int:
