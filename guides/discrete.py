@@ -1,7 +1,8 @@
 """Guides that draw bits and one-hot vectors: for score-function gradients, and for sums over states."""
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 from torch import Tensor, nn
@@ -11,7 +12,35 @@ from models.discrete import Bits, OneHots, check_states, joint
 from models.vamp import Aggregate
 
 
-class BernoulliBits(Conditional):
+class IndependentDraws(Conditional):
+    """Independent discrete variables, whose logits one net reads off the context; leaves say of which kind.
+
+    Args:
+        event_shape: shape of one latent.
+        context_shape: shape of one context.
+        net: builds the net.
+        model: the model whose prior the draws are checked against, where one is given.
+    """
+
+    entry: ClassVar[type[Bits] | type[OneHots]]  # the distribution of one variable
+    expects: ClassVar[tuple[type, str, str]]  # what the prior is over, what the draws are, the prior's word
+
+    def __init__(
+        self, event_shape: Sequence[int], context_shape: Sequence[int], net: NetFactory, model: Any = None
+    ) -> None:
+        super().__init__(event_shape, context_shape)
+        expect_prior(model, *self.expects)
+        self.net = net(self.context_shape, self.event_shape)
+
+    def forward(self, *context: Tensor) -> dist.Distribution:
+        return joint(self.draws(self.net(*context)), len(self.event_shape))
+
+    def draws(self, logits: Tensor) -> Bits | OneHots:
+        """The distribution of single variables with these logits."""
+        return self.entry(logits)
+
+
+class BernoulliBits(IndependentDraws):
     """Independent bits, whose log-odds one net reads off the context; for prior=bits.
 
     Their draws have no path to a parameter: use gradient=score_average, nvil, loo, vimco, muprop, rebar, relax or arm.
@@ -23,18 +52,11 @@ class BernoulliBits(Conditional):
         model: the model whose prior the draws are checked against, where one is given.
     """
 
-    def __init__(
-        self, event_shape: Sequence[int], context_shape: Sequence[int], net: NetFactory, model: Any = None
-    ) -> None:
-        super().__init__(event_shape, context_shape)
-        expect_prior(model, dist.Bernoulli, "draws bits", "bits")
-        self.net = net(self.context_shape, self.event_shape)
-
-    def forward(self, *context: Tensor) -> dist.Distribution:
-        return joint(Bits(self.net(*context)), len(self.event_shape))
+    entry = Bits
+    expects = dist.Bernoulli, "draws bits", "bits"
 
 
-class OneHotCategoricals(Conditional):
+class OneHotCategoricals(IndependentDraws):
     """Independent one-hot vectors, whose class logits one net reads off the context; for prior=onehot.
 
     Their draws have no path to a parameter: use gradient=score_average, nvil, loo, vimco, muprop, rebar, relax or arm.
@@ -46,16 +68,13 @@ class OneHotCategoricals(Conditional):
         model: the model whose prior the draws are checked against, where one is given.
     """
 
+    entry = OneHots
+    expects = dist.OneHotCategorical, "draws one-hot vectors", "onehot"
+
     def __init__(
         self, event_shape: Sequence[int], context_shape: Sequence[int], net: NetFactory, model: Any = None
     ) -> None:
-        super().__init__(event_shape, context_shape)
-        expect_prior(model, dist.OneHotCategorical, "draws one-hot vectors", "onehot")
-        grid = len(self.event_shape) > 2
-        self.net = ClassesLast(net, self.context_shape, self.event_shape) if grid else net(context_shape, event_shape)
-
-    def forward(self, *context: Tensor) -> dist.Distribution:
-        return joint(OneHots(self.net(*context)), len(self.event_shape))
+        super().__init__(event_shape, context_shape, partial(ClassesLast, net) if len(event_shape) > 2 else net, model)
 
 
 class ClassesLast(nn.Module):

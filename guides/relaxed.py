@@ -7,16 +7,16 @@ one-hot vectors, so that every number of an evaluation is one of the discrete mo
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from guides.discrete import BernoulliBits, OneHotCategoricals, kind_of_prior
+from guides.discrete import BernoulliBits, IndependentDraws, OneHotCategoricals, kind_of_prior
 from models.codebook import straight_through as with_gradient_of
 from models.conditional import Conditional, NetFactory
-from models.discrete import Bits, OneHots, joint, largest
+from models.discrete import Bits, OneHots, largest
 
 
 class RelaxedBits(Bits):
@@ -123,16 +123,29 @@ class MeanPathOneHots(RelaxedOneHots):
 Schedule = Literal["exponential", "linear"]
 
 
-class _Annealed(Conditional):
-    """A temperature that falls during a run, to a minimum.
+class _Annealed(IndependentDraws):
+    """Draws that are relaxed in training, at a temperature that falls during a run, to a minimum.
 
     Exponentially, max(minimum, temperature exp(-rate progress)) (Jang et al. 2017, section 4.2), or along a line that
     reaches the minimum when 1/rate of the run is done.
     """
 
+    relaxation: ClassVar[type[RelaxedBits] | type[RelaxedOneHots]]
     temperature: Tensor  # (), changed in place; not saved, for it is a function of progress
 
-    def anneal(self, temperature: float, minimum: float, rate: float, schedule: Schedule = "exponential") -> None:
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        context_shape: Sequence[int],
+        net: NetFactory,
+        hard: bool = True,
+        temperature: float = 1.0,
+        minimum: float = 0.5,
+        rate: float = 1.0,
+        schedule: Schedule = "exponential",
+        model: Any = None,
+    ) -> None:
+        super().__init__(event_shape, context_shape, net, model)
         if not temperature > 0 or not 0 < minimum <= temperature:
             raise ValueError(
                 f"accepted: a temperature above 0 and a minimum above 0 and no higher, got temperature={temperature} "
@@ -142,8 +155,12 @@ class _Annealed(Conditional):
             raise ValueError(f"rate must be 0 or above (0 keeps the temperature), got {rate}")
         if schedule not in ("exponential", "linear"):
             raise ValueError(f"schedule must be 'exponential' or 'linear', got {schedule!r}")
-        self.start, self.minimum, self.rate, self.schedule = float(temperature), float(minimum), float(rate), schedule
+        self.hard, self.schedule = hard, schedule
+        self.start, self.minimum, self.rate = float(temperature), float(minimum), float(rate)
         self.register_buffer("temperature", torch.tensor(self.start), persistent=False)
+
+    def draws(self, logits: Tensor) -> Bits | OneHots:
+        return self.relaxation(logits, self.temperature, self.hard) if self.training else super().draws(logits)
 
     def temperature_at(self, progress: float) -> float:
         """The temperature when ``progress`` of the run, from 0 to 1, is done."""
@@ -160,7 +177,7 @@ class _Annealed(Conditional):
         return {"train/temperature": float(self.temperature)}
 
 
-class RelaxedBernoulliBits(BernoulliBits, _Annealed):
+class RelaxedBernoulliBits(_Annealed, BernoulliBits):
     """Independent bits, in training mode relaxed or straight-through, in evaluation mode drawn.
 
     With ``hard=True`` the forward pass is that of bits: the bound has the right value. Its gradient with respect to
@@ -184,66 +201,17 @@ class RelaxedBernoulliBits(BernoulliBits, _Annealed):
         model: the model whose prior the draws are checked against, where one is given.
     """
 
-    def __init__(
-        self,
-        event_shape: Sequence[int],
-        context_shape: Sequence[int],
-        net: NetFactory,
-        hard: bool = True,
-        temperature: float = 1.0,
-        minimum: float = 0.5,
-        rate: float = 1.0,
-        schedule: Schedule = "exponential",
-        model: Any = None,
-    ) -> None:
-        super().__init__(event_shape, context_shape, net, model)
-        self.hard = hard
-        self.anneal(temperature, minimum, rate, schedule)
-
-    def forward(self, *context: Tensor) -> dist.Distribution:
-        if not self.training:
-            return super().forward(*context)
-        return joint(RelaxedBits(self.net(*context), self.temperature, self.hard), len(self.event_shape))
+    relaxation = RelaxedBits
 
 
-class RelaxedOneHotCategoricals(OneHotCategoricals, _Annealed):
+class RelaxedOneHotCategoricals(_Annealed, OneHotCategoricals):
     """Independent one-hot vectors, in training mode relaxed or straight-through, in evaluation mode drawn.
 
-    What ``hard`` means for the value of a bound and for its gradient is as for :class:`RelaxedBernoulliBits`:
-    **with hard=False the value is no bound on log p(x)**.
-
-    Args:
-        event_shape: shape of one latent, ``(variables, classes)``.
-        context_shape: shape of one context.
-        net: builds the net, whose output is the logits of the classes.
-        hard: straight-through.
-        temperature: at the start.
-        minimum: below which the temperature does not fall.
-        rate: how fast it falls: by a factor of exp(-rate) over the whole run, or to its minimum in 1/rate of it.
-        schedule: ``"exponential"`` or ``"linear"``.
-        model: the model whose prior the draws are checked against, where one is given.
+    What the options mean, ``hard`` above all, is as for :class:`RelaxedBernoulliBits`: **with hard=False the value is
+    no bound on log p(x)**. One latent is ``(variables, classes)``, and the net's output the logits of the classes.
     """
 
-    def __init__(
-        self,
-        event_shape: Sequence[int],
-        context_shape: Sequence[int],
-        net: NetFactory,
-        hard: bool = True,
-        temperature: float = 1.0,
-        minimum: float = 0.5,
-        rate: float = 1.0,
-        schedule: Schedule = "exponential",
-        model: Any = None,
-    ) -> None:
-        super().__init__(event_shape, context_shape, net, model)
-        self.hard = hard
-        self.anneal(temperature, minimum, rate, schedule)
-
-    def forward(self, *context: Tensor) -> dist.Distribution:
-        if not self.training:
-            return super().forward(*context)
-        return joint(RelaxedOneHots(self.net(*context), self.temperature, self.hard), len(self.event_shape))
+    relaxation = RelaxedOneHots
 
 
 class MeanPathBernoulliBits(BernoulliBits):
@@ -253,19 +221,15 @@ class MeanPathBernoulliBits(BernoulliBits):
     by the derivative at the draw.
     """
 
-    def forward(self, *context: Tensor) -> dist.Distribution:
-        if not self.training:
-            return super().forward(*context)
-        return joint(MeanPathBits(self.net(*context)), len(self.event_shape))
+    def draws(self, logits: Tensor) -> Bits | OneHots:
+        return MeanPathBits(logits) if self.training else super().draws(logits)
 
 
 class MeanPathOneHotCategoricals(OneHotCategoricals):
     """Independent one-hot vectors that are drawn, and in training mode have the gradient of their means; biased."""
 
-    def forward(self, *context: Tensor) -> dist.Distribution:
-        if not self.training:
-            return super().forward(*context)
-        return joint(MeanPathOneHots(self.net(*context)), len(self.event_shape))
+    def draws(self, logits: Tensor) -> Bits | OneHots:
+        return MeanPathOneHots(logits) if self.training else super().draws(logits)
 
 
 def concrete(
@@ -279,8 +243,7 @@ def concrete(
     schedule: Schedule = "exponential",
 ) -> Conditional:
     """Bits or one-hot vectors, relaxed in training to lie between (Gumbel-softmax, Concrete): no bound until drawn."""
-    core = RelaxedBernoulliBits if _over_bits(model) else RelaxedOneHotCategoricals
-    return core(event_shape, context_shape, net, False, temperature, minimum, rate, schedule)
+    return _relaxing(model)(event_shape, context_shape, net, False, temperature, minimum, rate, schedule)
 
 
 def straight_through(
@@ -294,17 +257,19 @@ def straight_through(
     schedule: Schedule = "exponential",
 ) -> Conditional:
     """Bits or one-hot vectors that are drawn, with the biased gradient of their relaxation (straight-through)."""
-    core = RelaxedBernoulliBits if _over_bits(model) else RelaxedOneHotCategoricals
-    return core(event_shape, context_shape, net, True, temperature, minimum, rate, schedule)
+    return _relaxing(model)(event_shape, context_shape, net, True, temperature, minimum, rate, schedule)
 
 
 def straight_through_mean(
     event_shape: Sequence[int], context_shape: Sequence[int], net: NetFactory, model: Any
 ) -> Conditional:
     """Bits or one-hot vectors that are drawn, with the biased gradient of their mean: sg(hard - soft) + soft."""
-    return (MeanPathBernoulliBits if _over_bits(model) else MeanPathOneHotCategoricals)(
-        event_shape, context_shape, net, model
-    )
+    core = MeanPathBernoulliBits if _over_bits(model) else MeanPathOneHotCategoricals
+    return core(event_shape, context_shape, net, model)
+
+
+def _relaxing(model: Any) -> type[_Annealed]:
+    return RelaxedBernoulliBits if _over_bits(model) else RelaxedOneHotCategoricals
 
 
 def _over_bits(model: Any) -> bool:
