@@ -13,17 +13,19 @@ from models.text import scored
 class LineEncoder(nn.Module):
     """Embedded tokens through a recurrent net, whose states are made one vector, and an affine output layer.
 
+    Leaves say which recurrent net, ``cell``.
+
     Args:
         in_shape: ``(T,)``.
         out_shape: shape of one output.
         levels: V, the size of the vocabulary.
-        cell: the recurrent net.
         width: of an embedded token.
         hidden: of the state.
         pool: ``"last"`` reads the state after the end of the line, ``"mean"`` and ``"max"`` all of them up to there,
             which lets words far from the end be felt (Long, Cao and Cheung 2019).
     """
 
+    cell: ClassVar[type[nn.GRU] | type[nn.LSTM]]
     reads_tokens: ClassVar[bool] = True  # no gradient reaches its input
 
     def __init__(
@@ -31,10 +33,9 @@ class LineEncoder(nn.Module):
         in_shape: Sequence[int],
         out_shape: Sequence[int],
         levels: int,
-        cell: type[nn.GRU] | type[nn.LSTM],
-        width: int,
-        hidden: int,
-        pool: str,
+        width: int = 64,
+        hidden: int = 128,
+        pool: Literal["last", "mean", "max"] = "last",
     ) -> None:
         super().__init__()
         if len(in_shape) != 1:
@@ -45,7 +46,7 @@ class LineEncoder(nn.Module):
             raise ValueError(f"width and hidden must be at least 1, got {width} and {hidden}")
         self.in_shape, self.out_shape, self.pool = torch.Size(in_shape), torch.Size(out_shape), pool
         self.embedding = nn.Embedding(levels, width)
-        self.recurrent = cell(width, hidden, batch_first=True)
+        self.recurrent = self.cell(width, hidden, batch_first=True)
         self.output = nn.Linear(hidden, self.out_shape.numel())
 
     @property
@@ -70,48 +71,12 @@ class LineEncoder(nn.Module):
 
 
 class GRUEncoder(LineEncoder):
-    """Lines of tokens through gated recurrent units (Cho et al. 2014).
+    """Lines of tokens through gated recurrent units (Cho et al. 2014); options as of :class:`LineEncoder`."""
 
-    Args:
-        in_shape: ``(T,)``.
-        out_shape: shape of one output.
-        levels: V, the size of the vocabulary.
-        width: of an embedded token.
-        hidden: of the state.
-        pool: last, mean or max, see :class:`LineEncoder`.
-    """
-
-    def __init__(
-        self,
-        in_shape: Sequence[int],
-        out_shape: Sequence[int],
-        levels: int,
-        width: int = 64,
-        hidden: int = 128,
-        pool: Literal["last", "mean", "max"] = "last",
-    ) -> None:
-        super().__init__(in_shape, out_shape, levels, nn.GRU, width, hidden, pool)
+    cell = nn.GRU
 
 
 class LSTMEncoder(LineEncoder):
-    """Lines of tokens through long short-term memory (Hochreiter and Schmidhuber 1997).
+    """Lines of tokens through long short-term memory (Hochreiter and Schmidhuber 1997); see :class:`LineEncoder`."""
 
-    Args:
-        in_shape: ``(T,)``.
-        out_shape: shape of one output.
-        levels: V, the size of the vocabulary.
-        width: of an embedded token.
-        hidden: of the state.
-        pool: last, mean or max, see :class:`LineEncoder`.
-    """
-
-    def __init__(
-        self,
-        in_shape: Sequence[int],
-        out_shape: Sequence[int],
-        levels: int,
-        width: int = 64,
-        hidden: int = 128,
-        pool: Literal["last", "mean", "max"] = "last",
-    ) -> None:
-        super().__init__(in_shape, out_shape, levels, nn.LSTM, width, hidden, pool)
+    cell = nn.LSTM
