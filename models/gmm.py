@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions.util import sum_rightmost
 from torch import Tensor, nn
 
 from models.mixture import FiniteMixture
@@ -13,6 +14,21 @@ from models.tractable import DegenerateError, Statistics, check_finite, spread_r
 
 COVARIANCES = ("full", "tied", "diagonal", "spherical")
 MOST_PAIRED = 128  # dimensions of which all products of two are listed for each datum
+
+
+class IndependentNormals(dist.Independent):
+    """``Normal.to_event``, which squares and sums first and works with constants once for each event.
+
+    An enumerated mixture scores each datum under each component, so that passes over the entries are what it costs.
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        dims, (loc, scale) = self.reinterpreted_batch_ndims, (self.base_dist.loc, self.base_dist.scale)
+        squares = sum_rightmost(((value - loc) / scale).square(), dims)
+        log_scale = sum_rightmost(scale.log(), dims)
+        return -0.5 * (squares + self.event_shape.numel() * math.log(2 * math.pi)) - log_scale
 
 
 class GaussianMixture(FiniteMixture):
@@ -82,7 +98,7 @@ class GaussianMixture(FiniteMixture):
         loc, scale = self.loc[z], (scale.expand_as(self.loc) if self.covariance == "spherical" else scale)[z]
         if len(self.event_shape) != 1:  # (..., D) -> (..., *event_shape)
             loc, scale = (each.reshape(*z.shape, *self.event_shape) for each in (loc, scale))
-        return dist.Normal(loc, scale).to_event(len(self.event_shape))
+        return IndependentNormals(dist.Normal(loc, scale), len(self.event_shape))
 
     def log_likelihood(self, x: Tensor) -> Tensor:
         """See :class:`FiniteMixture`."""

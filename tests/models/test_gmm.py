@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
@@ -15,7 +16,7 @@ from sklearn.mixture import GaussianMixture as SklearnMixture
 
 from guides.enumerated import Enumerated, FreeCategorical, SummedOut, amortized, exact, uniform
 from inference.em import EMSettings, fit
-from models.gmm import COVARIANCES, GaussianMixture, _second_by_component, _second_by_pairs
+from models.gmm import COVARIANCES, GaussianMixture, IndependentNormals, _second_by_component, _second_by_pairs
 from models.nets import MLP
 from models.tabular import TabularVAE
 from models.tractable import DegenerateError
@@ -255,3 +256,13 @@ def test_second_moments_are_the_same_by_pairs_and_by_component(dtype):
     row, column = np.tril_indices(7)
     for second in (_second_by_pairs(x, q), _second_by_component(x, q)):
         assert torch.allclose(second.double(), expected[:, row, column], atol=1e-4 if dtype == torch.float32 else 1e-10)
+
+
+def test_normals_that_sum_squares_first_are_normals():
+    loc, scale, x = torch.randn(5, 1, 3, 2), torch.rand(5, 1, 3, 2) + 0.1, torch.randn(7, 3, 2)
+    plain, ours = dist.Normal(loc, scale).to_event(2), IndependentNormals(dist.Normal(loc, scale), 2)
+    assert torch.allclose(ours.log_prob(x), plain.log_prob(x), atol=1e-12)  # (5, 7)
+    wide = ours.expand((5, 7))
+    assert isinstance(wide, IndependentNormals) and torch.allclose(wide.log_prob(x), plain.log_prob(x), atol=1e-12)
+    with pytest.raises(ValueError):
+        ours.log_prob(x * torch.nan)
