@@ -263,6 +263,7 @@ def test_normals_that_sum_squares_first_are_normals():
     plain, ours = dist.Normal(loc, scale).to_event(2), IndependentNormals(dist.Normal(loc, scale), 2)
     assert torch.allclose(ours.log_prob(x), plain.log_prob(x), atol=1e-12)  # (5, 7)
     wide = ours.expand((5, 7))
-    assert isinstance(wide, IndependentNormals) and torch.allclose(wide.log_prob(x), plain.log_prob(x), atol=1e-12)
+    assert isinstance(wide, IndependentNormals)
+    assert torch.allclose(wide.log_prob(x), plain.log_prob(x), atol=1e-12)
     with pytest.raises(ValueError):
         ours.log_prob(x * torch.nan)
