@@ -14,6 +14,9 @@ RESULTS = Path(__file__).parent / "results"
 def main() -> int:
     """Measure, write ``benchmarks/results/`` and the README's picture, print the table; returns the exit status."""
     options = _options()
+    name = options.name or f"{options.device}_{options.threads}_thread{'s' if options.threads > 1 else ''}"
+    if options.draw:
+        return _draw(name)
     _limit_threads(options.threads)
     import torch
 
@@ -27,12 +30,24 @@ def main() -> int:
         print(f"benchmarks: no case {unknown[0]}; accepted: {', '.join(CASES)}", file=sys.stderr)
         return 2
     torch.set_num_threads(options.threads)
-    name = options.name or f"{options.device}_{options.threads}_thread{'s' if options.threads > 1 else ''}"
     names = [each for each in ALL if options.only.lower() in each.lower()]
     results = _earlier(RESULTS / f"{name}.json") if options.add else {}
     results.update(_conditions(options))
     _measure_steps(options, names, results)
     _measure_rest(options, names, results)
+    print(write(results, RESULTS, name))
+    return 0
+
+
+def _draw(name: str) -> int:
+    """Table and picture of what was measured before."""
+    results = _earlier(RESULTS / f"{name}.json")
+    if not results:
+        kept = ", ".join(sorted(path.stem for path in RESULTS.glob("c*_thread*.json")))
+        print(f"benchmarks: {name} was not measured; accepted: --draw with --name {kept}", file=sys.stderr)
+        return 2
+    from benchmarks.report import write
+
     print(write(results, RESULTS, name))
     return 0
 
@@ -117,6 +132,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--evidence", type=int, default=20, help="images for the cost of log p(x); 0 leaves it out")
     parser.add_argument("--particles", type=int, default=5000, help="samples for log p(x)")
     parser.add_argument("--add", action="store_true", help="keep what earlier runs measured and this one does not")
+    parser.add_argument("--draw", action="store_true", help="measure nothing: table and picture of an earlier run")
     parser.add_argument("--name", default="", help="name of the files in benchmarks/results")
     return parser.parse_args()
 

@@ -19,6 +19,7 @@ from benchmarks.contenders import (
     STOCK,
     TOGETHER,
 )
+from benchmarks.picture import picture
 from benchmarks.timing import ratio
 
 RATIOS = (
@@ -33,19 +34,25 @@ RATIOS = (
     (STOCK, TOGETHER),
     (PYTHAE, COMPILED),
 )
-SHOWN = (STOCK, HAND, EAGER, COMPILED, SEVERAL, SCAN)
 PICTURE = Path(__file__).resolve().parent.parent / "docs" / "pictures" / "speed.png"
 
 
 def write(results: dict[str, Any], folder: Path, name: str) -> str:
     """Write ``name.json`` and ``name.md`` into a folder, and the picture; returns the table."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(_rounded(results), indent=1) + "\n")
+    results = _rounded(results)
+    (folder / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
     table = markdown(results)
     (folder / f"{name}.md").write_text(table)
     if results.get("cases"):
-        picture(results, PICTURE if results["threads"] == 1 and results["device"] == "cpu" else folder / f"{name}.png")
+        picture(results["cases"], measure(results), PICTURE if name == _of_readme(folder) else folder / f"{name}.png")
     return table
+
+
+def _of_readme(folder: Path) -> str | None:
+    """Whose picture the README shows: of the measurements on a CPU those with the most threads."""
+    threads = {path.stem: int(path.stem.split("_")[1]) for path in folder.glob("cpu_[0-9]*_thread*.json")}
+    return max(threads, key=threads.__getitem__, default=None)
 
 
 def measure(results: dict[str, Any]) -> str:
@@ -102,38 +109,6 @@ def _alone(alone: dict[str, Any]) -> list[str]:
         seconds = f"{own['start seconds']:.1f} | {own['first steps seconds']:.1f}"
         lines.append(f"| {name} | {seconds} | {own['peak MiB']:.0f} |")
     return lines if alone else []
-
-
-def picture(results: dict[str, Any], path: Path) -> None:
-    """How many times faster than stock Pyro: a panel for each batch size, a group of bars for each model."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    cases, which = results["cases"], measure(results)
-    sizes = list(next(iter(cases.values())))
-    colors = dict(zip(SHOWN, ("#9a9a9a", "#c7c7c7", "#f6c89f", "#e8833a", "#b4510f", "#5b8db8"), strict=True))
-    figure, axes = plt.subplots(1, len(sizes), figsize=(4.6 * len(sizes), 3.8), sharey=True, squeeze=False)
-    for axis, size in zip(axes[0], sizes, strict=True):
-        for place, case in enumerate(cases):
-            times = cases[case].get(size, {}).get(which, {})
-            present = [name for name in SHOWN if name in times]
-            for i, name in enumerate(present):
-                height = ratio(times, STOCK, name)["median"]
-                at = place + (i - (len(present) - 1) / 2) * 0.13
-                axis.bar(at, height, 0.12, color=colors[name], label=name if place == 0 else None)
-        axis.axhline(1, color="#555555", linewidth=0.8)
-        axis.set_xticks(range(len(cases)), list(cases))
-        axis.set_title(f"batch {size}")
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0][0].set_ylabel("times faster than Pyro's SVI")
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, ncols=3, loc="lower center", frameon=False, fontsize=9)
-    figure.tight_layout(rect=(0, 0.13, 1, 1))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
 
 
 def _rounded(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """The benchmarks compare like with like, and refuse what is not there."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import report
 from benchmarks.by_hand import MODELS
+from benchmarks.contenders import COMPILED, STOCK
 from benchmarks.parts import PARTS
 from benchmarks.stock import PROGRAMS
 
@@ -45,3 +48,25 @@ def test_a_gpu_that_is_not_there():
     assert found.returncode == 2
     last = found.stderr.splitlines()[-1]
     assert last == "benchmarks: --device cuda needs an NVIDIA GPU that torch can use; accepted here: cpu"
+
+
+@pytest.mark.parametrize("others", [["cpu_2_threads"], ["cpu_1_thread", "em_8_thread"], []])
+def test_the_readme_shows_the_most_threads(others, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "PICTURE", tmp_path / "speed.png")
+    for other in others:
+        (tmp_path / f"{other}.json").touch()
+    times = {STOCK: [4.0, 4.4, 4.2], COMPILED: [2.0, 2.1, 2.2]}
+    found = {"processor milliseconds": times, "milliseconds": times, "missing": {}}
+    results = {"machine": "a", "threads": 2, "device": "cpu", "versions": "b", "cases": {"vae": {"20": found}}}
+    name = "cpu_1_thread" if others == ["cpu_2_threads"] else "cpu_2_threads"
+    table = report.write(results, tmp_path, name)
+    assert "| Pyro SVI / ours, compiled | 2.00 [" in table
+    assert json.loads((tmp_path / f"{name}.json").read_text())["cases"] == results["cases"]
+    drawn = [path.name for path in tmp_path.glob("*.png")]
+    assert drawn == (["cpu_1_thread.png"] if others == ["cpu_2_threads"] else ["speed.png"])
+
+
+def test_nothing_to_draw():
+    found = run("--draw", "--name", "cpu_0_threads")
+    assert found.returncode == 2
+    assert found.stderr.startswith("benchmarks: cpu_0_threads was not measured; accepted: --draw with --name cpu_1_")
