@@ -56,8 +56,11 @@ def _of_readme(folder: Path) -> str | None:
 
 
 def measure(results: dict[str, Any]) -> str:
-    """What is compared: processor time on a CPU, for others may be at work there, and the clock on a GPU."""
-    return "milliseconds" if results["device"] == "cuda" else "processor milliseconds"
+    """What is compared: processor time of one thread, for others may be at work there; else the clock.
+
+    Of several threads the processor time counts those that wait for each other.
+    """
+    return "milliseconds" if results["device"] == "cuda" or results["threads"] > 1 else "processor milliseconds"
 
 
 def markdown(results: dict[str, Any]) -> str:
@@ -66,7 +69,8 @@ def markdown(results: dict[str, Any]) -> str:
     lines = [
         f"{results['machine']}; {results['threads']} thread(s); {results['versions']}.",
         "",
-        f"A training step, {which}: median [quartiles] of interleaved rounds. Wall-clock times are in the JSON file.",
+        f"A training step, {which}: median [quartiles] of interleaved rounds. The JSON file has every round, by the "
+        "clock and in processor time.",
     ]
     for case, sizes in results.get("cases", {}).items():
         lines += _case(case, sizes, which)
