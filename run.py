@@ -15,6 +15,7 @@ verbs
   sample RUN [COUNT]            draw from a trained model into RUN/samples.npz
   resume RUN                    continue a run that was stopped, to the same end
   report RUN                    draw a run's pictures and page again
+  compare RUN RUN [RUN ...]     runs beside each other on the same held-out data: rate, information, paired fit
   study NAME [key=value ...]    answer a question by several runs: study.* options, others as for train
   list                          every data set, model, prior, likelihood, guide, objective, inference, net, optimizer
 
@@ -30,7 +31,7 @@ examples
 
 exit status: 0 done, 1 the run failed (what it had is kept), 2 a bad option, 130 or 143 stopped by a signal
 """
-VERBS = ("train", "evaluate", "sample", "resume", "report", "study", "list")
+VERBS = ("train", "evaluate", "sample", "resume", "report", "compare", "study", "list")
 
 
 def main(arguments: list[str]) -> int:
@@ -105,10 +106,11 @@ def _dispatch(verb: str, arguments: list[str]) -> int:
     if verb == "train":
         _train(arguments)
         return 0
-    if verb == "study":
+    if verb in ("study", "compare"):
+        from inference.compare import compare
         from inference.studies import run_study
 
-        run_study(arguments, Console())
+        (run_study if verb == "study" else compare)(arguments, Console())
         return 0
     if not arguments or ("=" in arguments[0] and not Path(arguments[0]).is_dir()):
         raise ConfigError(f"{verb} needs the directory of a run: python run.py {verb} RUN")

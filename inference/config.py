@@ -168,6 +168,13 @@ def read_recipe(name: str) -> dict[str, Any]:
     return recipe
 
 
+def chosen(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What a recipe says, flat: the word of each of its groups, and every option that is not what it is by default."""
+    flat = _flatten(recipe)
+    usual = _flatten(load([], {group: {"name": flat[group]} for group in CATALOG if group in flat}).tree())
+    return {key: value for key, value in flat.items() if key in CATALOG or key not in usual or usual[key] != value}
+
+
 def words_of(group: str) -> list[str]:
     """The words that a group accepts."""
     return sorted(CATALOG[group])

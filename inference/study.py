@@ -13,12 +13,16 @@ from inference.table import Table
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a study's page: what is asked or seen, in words, pictures and numbers."""
+    """A part of a study's page: what is asked or seen, in words, pictures and numbers.
+
+    ``side_by_side`` puts the pictures beside each other, small, and not one below the other.
+    """
 
     title: str
     paragraphs: Sequence[str] = ()
     table: Table | None = None
     figures: Sequence[Figure] = field(default_factory=tuple)
+    side_by_side: bool = False
 
 
 def write_study(
