@@ -42,8 +42,11 @@ REMEDIES: dict[str, str] = {
     "annealing": "objective=annealed objective.warmup=0.5",
     "cyclical": "objective=annealed objective.schedule=cyclical objective.warmup=0.8 objective.cycles=4",
     "free_bits": "objective=free_bits objective.nats=3 objective.group=all",
+    "committed": "guide=committed guide.rate=3",
     "mmd": "objective=infovae objective.alpha=0.5 objective.scale=100",
     "aggressive": "inference=aggressive",
+    "semi_amortized": "guide=semi_amortized guide.steps=1",
+    "skip": "decoder=skip decoder.hidden=[50]",
     "vq": "model=vq guide=quantized objective=vq model.grid=[2,2] model.codes=16",
 }
 BUDGET = {
@@ -78,7 +81,9 @@ class CollapseSettings:
         decoders: their capacities, weakest first: words of this study (mlp, wide, pixelcnn_near, pixelcnn) or any
             run.py words, such as 'decoder=gated decoder.hidden=[50]'.
         remedies: each with the last decoder, at weight 1: words of this study (none, beta_half, annealing, cyclical,
-            free_bits, mmd, aggressive, vq) or any run.py words, such as 'objective=free_bits objective.nats=0.2'.
+            free_bits, committed, mmd, aggressive, semi_amortized, skip, vq), several of them at once, such as
+            free_bits+skip, or any run.py words, such as 'objective=free_bits objective.nats=0.2'. The default leaves
+            out semi_amortized, which scores each datum with twice as many latents as it has dimensions in each step.
         seeds: of the runs of each.
         collapsed_below: nats of mutual information below which a posterior is called collapsed.
         linear_betas: weights of the KL at which a linear VAE is trained; [] for none.
@@ -90,7 +95,7 @@ class CollapseSettings:
 
     betas: list[float] = field(default_factory=lambda: [0.1, 0.3, 1.0, 3.0, 10.0])
     decoders: list[str] = field(default_factory=lambda: list(DECODERS))
-    remedies: list[str] = field(default_factory=lambda: list(REMEDIES))
+    remedies: list[str] = field(default_factory=lambda: [word for word in REMEDIES if word != "semi_amortized"])
     seeds: list[int] = field(default_factory=lambda: [0, 1])
     collapsed_below: float = 0.5
     linear_betas: list[float] = field(default_factory=lambda: [0.5, 1.0, 1.9, 4.7, 8.0, 12.0])
@@ -141,7 +146,7 @@ def _point(arguments: Sequence[str], beta: float, decoder: str, remedy: str, see
     if any(argument.startswith("trainer.epochs=") for argument in arguments):
         del words["trainer.steps"]
     words |= {} if beta == 1 else {"objective": "beta", "objective.beta": f"{beta:g}"}
-    for more in (arguments, _words(decoder, DECODERS, "decoders"), _words(remedy, REMEDIES, "remedies")):
+    for more in (arguments, _words(decoder, DECODERS, "decoders"), _combined(remedy)):
         given = dict(argument.split("=", 1) for argument in more)
         if "objective" in given:  # another objective has options of its own
             words = {key: value for key, value in words.items() if not key.startswith("objective.")}
@@ -149,6 +154,20 @@ def _point(arguments: Sequence[str], beta: float, decoder: str, remedy: str, see
     words["seed"] = str(seed)
     labels = {"beta": f"{beta:g}", "decoder": decoder, "remedy": remedy, "seed": str(seed)}
     return Point(labels, tuple(f"{key}={value}" for key, value in words.items()))
+
+
+def _combined(remedy: str) -> list[str]:
+    """The run.py words of one remedy, or of several joined by a plus.
+
+    Raises:
+        ConfigError: two of them are about the same part.
+    """
+    names = remedy.split("+") if all(name in REMEDIES for name in remedy.split("+")) else [remedy]
+    words = [word for name in names for word in _words(name, REMEDIES, "remedies")]
+    keys = [word.partition("=")[0] for word in words]
+    if twice := [key for key in keys if keys.count(key) > 1]:
+        raise ConfigError(f"study.remedies: {remedy!r} says twice what {twice[0]} is; combine remedies of other parts")
+    return words
 
 
 def _words(name: str, known: Mapping[str, str], option: str) -> list[str]:

@@ -1,14 +1,18 @@
 """The studies of collapse and of rate and distortion, small."""
 
 import csv
+import itertools
 import json
 import math
 
 import pytest
 
-from inference.config import ConfigError
+from inference.config import ConfigError, load
 from inference.console import Quiet
+from inference.experiment import begin
+from inference.log import read_rows
 from inference.studies import run_study
+from inference.studies.collapse import REMEDIES, _point
 
 TINY = [
     "trainer.steps=4",
@@ -65,6 +69,7 @@ def test_the_rate_distortion_study_places_every_run(tmp_path):
     ("arguments", "message"),
     [
         (["collapse", "study.remedies=[prayer]"], "prayer.*none, beta_half"),
+        (["collapse", "study.remedies=[free_bits+mmd]"], "free_bits.mmd.*twice what objective is"),
         (["collapse", "study.decoders=[]"], "at least one"),
         (["rate_distortion", "study.betas=[0]"], "not above 0"),
         (["rate_distortion", "study.seeds=[]"], "at least one"),
@@ -73,3 +78,29 @@ def test_the_rate_distortion_study_places_every_run(tmp_path):
 def test_bad_options_are_refused(arguments, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         run_study([*arguments, f"run.dir={tmp_path}"], Quiet())
+
+
+SMALL_DECODER = (
+    "likelihood=pixelcnn likelihood.channels=2 likelihood.kernel=3 likelihood.layers=1 likelihood.features=1 "
+    "decoder=linear"
+)
+
+
+def combinations():
+    """Every remedy, and every two that are about different parts."""
+    parts = {word: {w.partition("=")[0] for w in words.split()} for word, words in REMEDIES.items() if words}
+    pairs = [f"{a}+{b}" for a, b in itertools.combinations(parts, 2) if not parts[a] & parts[b]]
+    return [*parts, *pairs]
+
+
+@pytest.mark.parametrize("remedy", combinations())
+def test_every_remedy_and_every_two_of_different_parts_train(remedy, tmp_path):
+    words = ["encoder.hidden=[4]", "data.limit=60", "data.batch_size=20", "trainer.steps=2"]
+    point = _point(words, 1.0, SMALL_DECODER, remedy, seed=0)
+    given = [word for word in point.arguments if not word.startswith(("trainer.", "evaluation."))]
+    run = begin(load([*given, "trainer.steps=2", "trainer.validations=1", f"run.dir={tmp_path / 'run'}"]), Quiet())
+    run.trainer.fit()
+    (row,) = [row for row in read_rows(tmp_path / "run" / "metrics.jsonl") if "valid/kl" in row]
+    assert math.isfinite(row["valid/elbo"])
+    if "committed" in remedy:
+        assert row["valid/kl"] > 3  # the rate, in nats
