@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from inference.capture import CannotCapture
+from inference.fusions import fuse_bernoulli
 from inference.products import use_faster_products
 
 Function = Callable[..., Sequence[Tensor]]
@@ -32,6 +33,7 @@ def compiled(graph: GraphModule, inputs: Sequence[Tensor]) -> Function:
     """
     from torch._inductor import compile as inductor
 
+    fuse_bernoulli(graph)
     use_faster_products(graph)
     on_cpu = all(tensor.device.type == "cpu" for tensor in inputs)
     options = {"fallback_random": True, "cpp_wrapper": on_cpu}  # the wrapper spares Python between kernels

@@ -92,6 +92,10 @@ def _batch_operator() -> torch._ops.OpOverload:
 
 
 def _product(a: Tensor, b: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    if bias is None and a.stride(0) == 1 and a.numel() > b.numel() + a.shape[0] * b.shape[1]:
+        # oneDNN copies a first factor that lies the other way round, as in the gradient of a layer's weights. Where
+        # that is much, the other factor goes first and the product is turned.
+        return torch.ops.mkldnn._linear_pointwise(b.t(), a, None, activation, [], "").t().contiguous()
     return torch.ops.mkldnn._linear_pointwise(a, b.t(), bias, activation, [], "")
 
 

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from inference.backends import Function, compiled, retraced
 from inference.capture import CannotCapture, capture
-from inference.fusions import fuse_bernoulli
 from inference.particles import Program, particles
 
 log = logging.getLogger(__name__)
@@ -51,7 +50,6 @@ class CompiledWeights:
         try:
             with torch.no_grad():
                 captured = capture(lambda x: [self._eager(x, num_particles)], [x], [self.model, self.guide])
-            fuse_bernoulli(captured.graph)
             inputs = [*captured.tensors, x]
             self._function = compiled(retraced(captured.graph, inputs), inputs)
             self._read = captured.tensors

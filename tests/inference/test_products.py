@@ -16,7 +16,8 @@ needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reas
 @needs_onednn
 @pytest.mark.parametrize("left", ["plain", "transposed", "strided"])
 @pytest.mark.parametrize("right", ["plain", "transposed", "strided"])
-def test_any_layout(left, right, monkeypatch):
+@pytest.mark.parametrize("inner", [30, 300])  # in the long ones factors that lie the other way round change places
+def test_any_layout(left, right, inner, monkeypatch):
     monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
     monkeypatch.setattr(products, "MIN_FLOP", 0)
 
@@ -25,7 +26,7 @@ def test_any_layout(left, right, monkeypatch):
             return torch.randn(columns, rows, dtype=torch.float32).t()
         return torch.randn(rows, 2 * columns, dtype=torch.float32)[:, :: 2 if layout == "strided" else 1][:, :columns]
 
-    a, b, c = laid_out(40, 30, left), laid_out(30, 20, right), torch.randn(20, dtype=torch.float32)
+    a, b, c = laid_out(40, inner, left), laid_out(inner, 20, right), torch.randn(20, dtype=torch.float32)
     graph = retraced(lambda a, b, c: (torch.mm(a, b), torch.addmm(c, a, b)), (a, b, c))
     assert products.use_faster_products(graph) == 2
     exact = a.double() @ b.double()
