@@ -35,6 +35,14 @@ def test_only_particles_reads_traces():
     assert reading == ["particles.py"]
 
 
+@pytest.mark.parametrize("room", ["models", "guides", "inference", "benchmarks"])
+def test_every_file_has_its_place_in_the_architecture(room):
+    written = (ROOT / "ARCHITECTURE.md").read_text().partition(f"\n### `{room}/`\n")[2].partition("\n### ")[0]
+    files = {str(path.relative_to(ROOT / room)) for path in (ROOT / room).rglob("*.py") if "__" not in path.name}
+    named = re.findall(r"`([a-z_/0-9]+\.py)`", written)
+    assert sorted(named) == sorted(files)
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_stay_small(path):
     assert len(path.read_text().splitlines()) <= 350
