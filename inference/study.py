@@ -49,8 +49,8 @@ def write_study(
 
 def draw_grid(table: Table, labels: Sequence[str], folder: Path) -> list[Figure]:
     """Bound and log p(x) of each row of a table over seeds, with standard errors: one picture, or none without them."""
-    keys = [label for label in labels if label != "seed"]
     rows = [row for row in table.records() if row.get("test/elbo") is not None]
+    keys = [label for label in labels if label != "seed" and all(label in row for row in rows)]
     if not rows or not keys:
         return []
     figure = sheet(WIDTH, 150 + 54 * len(rows))

@@ -216,6 +216,24 @@ def test_a_grid_stops_with_all_its_processes(warm: WarmParent, tmp_path: Path) -
         time.sleep(0.05)
 
 
+def test_a_study_stopped_between_its_parts_leaves_no_page_and_goes_on(warm: WarmParent, tmp_path: Path) -> None:
+    folder, log = tmp_path / "study", tmp_path / "study.log"
+    tiny = [*SMALL, "trainer.steps=3", "study.guides=[diagonal]", "study.seeds=[0]", "study.jobs=1"]
+    command = ["study", "families", *tiny, "study.data=2", "study.particles=9", f"run.dir={folder}"]
+    study = warm.start(*command, "study.steps=1000000", log=log)
+    wait_for(study, (folder / "runs" / "table.json").exists)  # its run is done, and the search for gaps has no end
+    study.kill(signal.SIGTERM)
+    assert study.wait() == 143, log.read_text()
+    assert log.read_text().startswith("lowerbound: stopped by SIGTERM. ")
+    assert log.read_text().endswith(f"give the same command, with run.dir={folder}\n")
+    assert [path.name for path in folder.iterdir()] == ["runs"]
+    finished = {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/summary.json")}
+    assert len(finished) == 1
+    assert warm.start(*command, "study.steps=1", log=log).wait() == 0, log.read_text()
+    assert {path.name for path in folder.iterdir()} == {"runs", "report.html", "table.csv", "table.json", "figures"}
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/summary.json")} == finished
+
+
 def _lives(group: int) -> bool:
     try:
         os.killpg(group, 0)

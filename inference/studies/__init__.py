@@ -9,6 +9,7 @@ from typing import Any
 from inference.config import ConfigError, settings_from
 from inference.console import Console
 from inference.grid import split_arguments
+from inference.signals import Interrupted
 from inference.studies.adversarial import AdversarialSettings, adversarial
 from inference.studies.autoencoder import AutoencoderSettings, autoencoder
 from inference.studies.clustering import ClusteringSettings, clustering
@@ -44,6 +45,7 @@ def run_study(arguments: Sequence[str], console: Console) -> Path:
 
     Raises:
         ConfigError: no such study, or a bad option.
+        Interrupted: a signal arrived; no page is written.
     """
     names = ", ".join(STUDIES)
     if not arguments or arguments[0] not in STUDIES:
@@ -55,6 +57,10 @@ def run_study(arguments: Sequence[str], console: Console) -> Path:
     settings = settings_from(settings_class, "study", options)
     folder = Path(own.get("run.dir") or f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}-{arguments[0]}")
     command = f"python run.py study {shlex.join(a for a in arguments if not a.startswith('run.dir='))}"
-    page = run([argument for argument in rest if argument not in options], settings, folder, console, command)
+    try:
+        page = run([argument for argument in rest if argument not in options], settings, folder, console, command)
+    except Interrupted as stop:
+        again = f". Its finished runs are kept: give the same command, with run.dir={folder}"
+        raise Interrupted(stop.signum, stop.what or again) from None
     console.say(f"report    {page}")
     return page
