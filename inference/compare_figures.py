@@ -12,9 +12,9 @@ from inference.canvas import (
     BLUE,
     CLASS_COLOURS,
     FAINT,
-    HAIRLINE,
     INK,
     MUTED,
+    PAPER,
     WIDTH,
     axis_labels,
     heading,
@@ -53,27 +53,30 @@ def draw_comparison(records: Sequence[Mapping[str, Any]], folder: Path) -> Figur
 
 
 def _draw_rates(axes: Axes, records: Sequence[Mapping[str, Any]]) -> None:
-    bars = (("test/kl", "KL", FAINT, -0.19), ("test/mutual_information", "I(x; z)", BLUE, 0.19))
+    bars = (("test/kl", FAINT, -0.19), ("test/mutual_information", BLUE, 0.19))
     top = max(max(row[key] or 0.0 for row in records) for key, *_ in bars)
-    for key, name, tint, shift in bars:
+    for key, tint, shift in bars:
         for place, row in enumerate(records):
             value, error = row[key], WHISKER * (row.get(f"{key}_stderr_over_seeds") or 0.0)
             if value is None:
                 continue
-            axes.barh(place + shift, value, height=0.34, color=tint, label=name if place == 0 else None)
+            axes.barh(place + shift, value, height=0.34, color=tint)
             if error:
                 axes.errorbar(value, place + shift, xerr=error, color=INK, elinewidth=1.0)
             told = f"{value:.3f}" if abs(value) < 0.1 else f"{value:.2f}"
             axes.text(max(value, 0.0) + error + 0.015 * max(top, 1e-3), place + shift, told, va="center", fontsize=10.5,
                       color=INK)  # fmt: skip
-    names = ["\n".join(textwrap.wrap(row["kind"], LETTERS)) for row in records]
-    axes.set_yticks(range(len(records)), names)
+    axes.set_yticks(range(len(records)), [_broken(row["kind"]) for row in records])
     axes.tick_params(axis="y", labelcolor=INK, labelsize=11)
     axes.set_xlim(min(0.0, axes.get_xlim()[0]), 1.14 * max(axes.get_xlim()[1], 1e-3))
-    heading(axes, "Rate and information, held out")
-    axes.legend(frameon=False, fontsize=10.5, labelcolor=INK, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0),
-                borderaxespad=0.1)  # fmt: skip
+    heading(axes, "KL (grey) and I(x; z) (blue)")
     axis_labels(axes, "nats for each datum")
+
+
+def _broken(name: str) -> str:
+    """A name of several options in lines, an option whole where it fits."""
+    held = ", ".join(option.replace(" ", "\u00a0") for option in name.split(", "))
+    return "\n".join(textwrap.wrap(held, LETTERS)).replace("\u00a0", " ")
 
 
 def _draw_gains(axes: Axes, records: Sequence[Mapping[str, Any]]) -> None:
@@ -85,12 +88,12 @@ def _draw_gains(axes: Axes, records: Sequence[Mapping[str, Any]]) -> None:
             if (error := row.get(f"log_p_gain_stderr_over_{over}")) is not None:
                 axes.errorbar(gain, place, xerr=WHISKER * error, color=tint, elinewidth=width)
         axes.plot(gain, place, "o", color=tint, markersize=6)
-        axes.text(gain, place - 0.2, f"−log p(x) = {row['test/nll']:.2f}", ha="center", fontsize=10.5, color=INK)
+        axes.text(gain, place - 0.2, f"−log p(x) = {row['test/nll']:.2f}", ha="center", va="bottom", fontsize=10.5,
+                  color=INK, bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1.5})  # fmt: skip
     low, high = axes.get_xlim()
     room = 0.18 * max(high - low, 1e-3)  # for the words
     axes.set_xlim(low - room, high + room)
     axes.set_yticks([])
-    axes.grid(axis="x", color=HAIRLINE, linewidth=0.6)
     heading(axes, "Gain in log p(x), the first = 0")
     axis_labels(axes, "nats for each datum; right is better")
 
@@ -104,7 +107,7 @@ def draw_courses(courses: Sequence[tuple[str, Sequence[Sequence[Mapping[str, Any
     """
     every = (("valid/kl", "KL(q(z|x) ‖ p(z))"), ("valid/mutual_information", "I(x; z)"), ("valid/elbo", "ELBO"))
     panels = [(key, title) for key, title in every
-              if any(key in row for _, logs in courses for log in logs for row in log)]  # fmt: skip
+              if all(any(key in row for row in log) for _, logs in courses for log in logs)]  # fmt: skip
     if not panels:
         return []
     figure = sheet(WIDTH, 620)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inference.catalog import DEFAULTS
 from inference.checkpoint import CheckpointError
 from inference.config import ConfigError, chosen, read_recipe
 from inference.experiment import reopen
@@ -27,9 +28,15 @@ MEASURED = (
     "test/nll_per_token",
     "test/perplexity",
 )
-# What may differ without a difference to the numbers, beyond rounding.
-INDIFFERENT = ("run.dir", "device", "threads", "data.root", "data.resident", "data.workers", "trainer.log_every",
-               "trainer.checkpoint_seconds", "trainer.engine", "trainer.steps_per_call")  # fmt: skip
+# What may differ without a difference to these numbers, beyond rounding.
+INDIFFERENT = {
+    "run": ("dir",),
+    "data": ("root", "resident", "workers"),
+    "trainer": ("log_every", "validations", "surgery_data", "gap_particles", "checkpoint_seconds", "engine",
+                "steps_per_call"),
+    "evaluation": ("khat_data", "draws", "posterior_data", "engine"),
+}  # fmt: skip
+UNASKED = {"device", "threads", *(f"{group}.{name}" for group, names in INDIFFERENT.items() for name in names)}
 
 
 @dataclass(frozen=True)
@@ -68,8 +75,8 @@ def read_run(folder: Path) -> Finished:
     """
     expect_run(folder)
     summary = read_summary(folder)
-    words = {key: value for key, value in chosen(read_recipe(str(folder / "config.yaml"))).items()
-             if key not in INDIFFERENT}  # fmt: skip
+    asked = {**DEFAULTS, **chosen(read_recipe(str(folder / "config.yaml")))}  # a group that is not there is as usual
+    words = {key: value for key, value in asked.items() if key not in UNASKED}
     seed = int(words.pop("seed", 0))
     path = folder / "evidence.csv"
     try:
