@@ -7,15 +7,14 @@ random orders it climbs a bound on log p averaged over all of them (Uria, Murray
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import pyro.distributions as dist
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from models.tokens import Autoregressive, TokenPrior
-from models.transformer import Block
+from models.tokens import Autoregressive
+from models.transformer import TokenTransformer
 
 
 class MaskedTokens(Autoregressive):
@@ -63,42 +62,14 @@ class MaskedTokens(Autoregressive):
         return self.net.predict(grids, self.net.hidden_from(row, column, grids), contexts)[:, row, column]
 
 
-class MaskedTransformer(TokenPrior):
+class MaskedTransformer(TokenTransformer):
     """A transformer that fills in hidden tokens: all orders in training, raster order when it is evaluated.
 
-    Exact scores cost one pass for each place, so they are for evaluation; :meth:`fill` draws in a few passes.
-
-    Args:
-        event_shape: the grid, ``(H, W)``.
-        codes: K.
-        context_shape: shape of one context.
-        context_codes: number of values of the context; 0 for none.
-        width: of the residual stream; a multiple of the number of heads.
-        layers: number of blocks.
-        heads: of the attention.
-        dropout: fraction of what each block adds that is dropped, in training.
+    Exact scores cost one pass for each place, so they are for evaluation; :meth:`fill` draws in a few passes. Options
+    are those of :class:`~models.transformer.TokenTransformer`.
     """
 
-    def __init__(
-        self,
-        event_shape: Sequence[int],
-        codes: int,
-        context_shape: Sequence[int] = (),
-        context_codes: int = 0,
-        width: int = 64,
-        layers: int = 2,
-        heads: int = 4,
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__(event_shape, codes, context_shape, context_codes)
-        if layers < 1 or heads < 1 or width % heads:
-            raise ValueError(f"width must be a multiple of heads, and there must be layers: {width}, {heads}, {layers}")
-        self.embedding = nn.Embedding(codes + 1, width)  # K stands for a hidden token
-        self.context_embedding = nn.Embedding(context_codes, width) if context_codes else None
-        self.context_places = math.prod(self.context_shape) if context_codes else 0
-        self.place = nn.Parameter(0.1 * torch.randn(self.context_places + self.places, width))
-        self.blocks = nn.ModuleList(Block(width, heads, dropout, causal=False) for _ in range(layers))
-        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, codes))
+    causal = False
 
     def forward(self, *context: Tensor) -> dist.Distribution:
         self.check_context(context)
@@ -112,14 +83,8 @@ class MaskedTransformer(TokenPrior):
 
     def predict(self, tokens: Tensor, hidden: Tensor, context: Tensor | None) -> Tensor:
         """Logits ``(B, H, W, K)`` of every token given those of ``(B, H, W)`` that are not hidden."""
-        x = self.embedding(torch.where(hidden, self.codes, tokens).flatten(1))  # (B, H, W) -> (B, T, C)
-        if self.context_embedding is not None and context is not None:
-            given = context.flatten(1) if self.context_shape else context.unsqueeze(1)
-            x = torch.cat([self.context_embedding(given), x], dim=1)
-        x = x + self.place
-        for block in self.blocks:
-            x = block(x)
-        return self.head(x[:, self.context_places :]).unflatten(1, self.event_shape)  # (B, T, K) -> (B, H, W, K)
+        seen = torch.where(hidden, self.codes, tokens)
+        return self.attend(self.embedding(seen.flatten(1)), context)  # (B, H, W) -> (B, T, C)
 
     def logits(self, tokens: Tensor, context: Tensor | None) -> Tensor:
         """Causal logits, ``(B, H, W, K)``, of tokens ``(B, H, W)``: at each place all from there on are hidden."""

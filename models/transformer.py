@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +11,8 @@ from torch.nn import functional as F
 from models.tokens import TokenPrior
 
 
-class CausalTransformer(TokenPrior):
-    """Attention to all that came before in raster order; a context stands in front of the sequence.
+class TokenTransformer(TokenPrior):
+    """Attention among tokens; a context stands in front of the sequence. Leaves say who sees whom, ``causal``.
 
     Args:
         event_shape: the grid, ``(H, W)``.
@@ -23,6 +24,8 @@ class CausalTransformer(TokenPrior):
         heads: of the attention.
         dropout: fraction of what each block adds that is dropped, in training.
     """
+
+    causal: ClassVar[bool]
 
     def __init__(
         self,
@@ -38,24 +41,35 @@ class CausalTransformer(TokenPrior):
         super().__init__(event_shape, codes, context_shape, context_codes)
         if layers < 1 or heads < 1 or width % heads:
             raise ValueError(f"width must be a multiple of heads, and there must be layers: {width}, {heads}, {layers}")
-        self.embedding = nn.Embedding(codes, width)
-        self.start = nn.Parameter(0.1 * torch.randn(width))
+        self.embedding = nn.Embedding(codes if self.causal else codes + 1, width)  # K stands for a hidden token
+        if self.causal:
+            self.start = nn.Parameter(0.1 * torch.randn(width))
         self.context_embedding = nn.Embedding(context_codes, width) if context_codes else None
         self.context_places = math.prod(self.context_shape) if context_codes else 0
         self.place = nn.Parameter(0.1 * torch.randn(self.context_places + self.places, width))
-        self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
+        self.blocks = nn.ModuleList(Block(width, heads, dropout, self.causal) for _ in range(layers))
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, codes))
+
+    def attend(self, x: Tensor, context: Tensor | None) -> Tensor:
+        """Logits ``(B, H, W, K)`` at the places of embedded tokens ``(B, T, C)``, given contexts."""
+        if self.context_embedding is not None and context is not None:
+            given = context.flatten(1) if self.context_shape else context.unsqueeze(1)
+            x = torch.cat([self.context_embedding(given), x], dim=1)
+        x = x + self.place
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x[:, self.context_places :]).unflatten(1, self.event_shape)  # (B, T, K) -> (B, H, W, K)
+
+
+class CausalTransformer(TokenTransformer):
+    """Attention to all that came before in raster order; options as of :class:`TokenTransformer`."""
+
+    causal = True
 
     def logits(self, tokens: Tensor, context: Tensor | None) -> Tensor:
         """Causal logits, ``(B, H, W, K)``, of tokens ``(B, H, W)``."""
         before = self.embedding(tokens.flatten(1)[:, :-1])  # (B, T - 1, C); the last token is seen by none
-        parts = [self.start.expand(tokens.shape[0], 1, -1), before]
-        if self.context_embedding is not None and context is not None:
-            parts.insert(0, self.context_embedding(context.flatten(1) if self.context_shape else context.unsqueeze(1)))
-        x = torch.cat(parts, dim=1) + self.place
-        for block in self.blocks:
-            x = block(x)
-        return self.head(x[:, self.context_places :]).unflatten(1, self.event_shape)  # (B, T, K) -> (B, H, W, K)
+        return self.attend(torch.cat([self.start.expand(tokens.shape[0], 1, -1), before], dim=1), context)
 
 
 class Block(nn.Module):
