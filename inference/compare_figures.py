@@ -80,7 +80,7 @@ def _broken(name: str) -> str:
 
 
 def _draw_gains(axes: Axes, records: Sequence[Mapping[str, Any]]) -> None:
-    axes.axvline(0.0, color=MUTED, linewidth=0.8)
+    axes.plot([0.0, 0.0], [0.0, len(records) - 0.5], color=MUTED, linewidth=0.8)
     for place, row in enumerate(records):
         gain = row.get("log_p_gain") or 0.0
         tint = INK if place == 0 else CLASS_COLOURS[place % len(CLASS_COLOURS)]
