@@ -102,7 +102,9 @@ class VariationalEM:
     Args:
         model: Pyro program.
         guide: Pyro program, with parameters of its own.
-        elbo: any of Pyro's with ``differentiable_loss``, or ours.
+        elbo: any of Pyro's with ``differentiable_loss``, or ours. One that has ``half(kind, model, guide, x)`` is
+            asked, before each half step, for the bound per datum as a function of that block's parameters, and whether
+            an evaluation goes through the data; what does not depend on the block is then worked out once.
         x: data ``(N, *event_shape)``, all of them at every step.
         iterations: most pairs of half steps.
         e_steps: gradient steps of an E half step.
@@ -114,14 +116,14 @@ class VariationalEM:
     Attributes:
         iteration: how many were made.
         converged: whether the tolerance was met.
-        passes: evaluations of the bound, all data each.
+        passes: over the data: evaluations of the bound, and where it is asked for by halves one for each more.
     """
 
     def __init__(
         self,
         model: nn.Module,
         guide: nn.Module,
-        elbo: ELBO,
+        elbo: ELBO | Any,
         x: Tensor,
         iterations: int = 100,
         e_steps: int = 10,
@@ -160,13 +162,26 @@ class VariationalEM:
         before, steps = self._last, []
         self.iteration += 1
         for kind, program, count in self.blocks:
-            value = float(ascend(program.parameters(), self._bound, count))
+            value = float(ascend(program.parameters(), self._half(kind), count))
             self._last = checked(HalfStep(self.iteration, kind, value), self._last, self.x.dtype)
             steps.append(self._last)
             if self.on_half_step is not None:
                 self.on_half_step(self._last)
         self.converged = before is not None and stands_still(before, steps[-1], self.tolerance)
         return steps
+
+    def _half(self, kind: str) -> Callable[[], Tensor]:
+        """The bound as a function of one block, counting passes."""
+        if not hasattr(self.elbo, "half"):
+            return self._bound
+        bound, reads = self.elbo.half(kind, self.model, self.guide, self.x)
+        self.passes += 1
+
+        def counted() -> Tensor:
+            self.passes += reads
+            return bound()
+
+        return counted
 
     def _bound(self) -> Tensor:
         self.passes += 1

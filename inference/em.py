@@ -208,7 +208,7 @@ class EM:
         for place, block in enumerate(blocks):
             if place or not fresh:
                 self._parts[place] = self._expect(block)[0]
-            total = reduce(_added, self._parts)  # summed anew: differences of sums would drift
+            total = reduce(added, self._parts)  # summed anew: differences of sums would drift
             with torch.no_grad():
                 yield "E", free_energy(self.model, total), None
             self.model.m_step(total)
@@ -253,7 +253,7 @@ def e_step(model: Any, x: Tensor, hard: bool = False, chunk: int = 0) -> tuple[S
     log_evidence = torch.zeros((), dtype=torch.float64, device=x.device)
     for some in x.split(chunk):
         statistics, log_p = model.e_step(some, hard)
-        total = statistics if total is None else _added(total, statistics)
+        total = statistics if total is None else added(total, statistics)
         log_evidence += log_p.double().sum()
     assert total is not None
     return total, log_evidence
@@ -273,5 +273,6 @@ def _log_prior(model: Any, like: Tensor) -> Tensor:
     return model.log_prior() if hasattr(model, "log_prior") else torch.zeros_like(like)
 
 
-def _added(one: Statistics, other: Statistics) -> Statistics:
+def added(one: Statistics, other: Statistics) -> Statistics:
+    """Statistics of two sets of data together."""
     return {name: value + other[name] for name, value in one.items()}

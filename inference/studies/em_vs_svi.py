@@ -16,7 +16,9 @@ from inference.failures import one_line
 from inference.reduction import principal
 from inference.studies import em_figures
 from inference.studies.counterexample import Outcome, em_step, svi_step
-from inference.studies.traces import Trace, by_em, by_svi, by_variational_em, log_evidence
+from inference.studies.held import log_evidence
+from inference.studies.optima import destinations, told
+from inference.studies.traces import Trace, by_em, by_svi, by_variational_em, optimum_near
 from inference.study import Section, write_study
 from inference.table import Table
 
@@ -50,6 +52,9 @@ class EMvsSVISettings:
         batch_size: of SVI; 0 for half of the data, at most 500.
         learning_rate: of Adam at the start; it falls to 0 on a cosine.
         components: principal components that data of more numbers are reduced to; 0 for none.
+        work: numbers, data x dimensions x states, that variational EM and the looks at each SVI run may go through
+            (1e9 is a minute or two of one core): on larger data, variational EM makes fewer iterations, 5 at least,
+            and an SVI run is looked at less often than 100 times, 20 at least.
     """
 
     guides: list[str] = field(default_factory=list)
@@ -61,13 +66,14 @@ class EMvsSVISettings:
     batch_size: int = 0
     learning_rate: float = 0.02
     components: int = 50
+    work: float = 1e9
 
     def __post_init__(self) -> None:
         least = {"iterations": 1, "variational": 0, "half_steps": 1, "steps": 1, "batch_size": 0, "components": 0}
         for name, value in least.items():
             if getattr(self, name) < value:
                 raise ValueError(f"study.{name} must be at least {value}, got {getattr(self, name)}")
-        for name in ("tolerance", "learning_rate"):
+        for name in ("tolerance", "learning_rate", "work"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"study.{name} must be 0 or a positive number, got {getattr(self, name)}")
 
@@ -81,6 +87,7 @@ def em_vs_svi(arguments: list[str], settings: EMvsSVISettings, folder: Path, con
             traces.append(makers.fit(way))
             progress(done, len(makers.ways))
             console.say(_line(traces[-1], traces[0]))
+    console.say(told(traces))
     outcomes = {"SVI": svi_step(), "EM": em_step()}
     sections = _sections(traces, makers, outcomes, folder)
     title = f"EM beside SVI: {makers.model} on {makers.dataset.name}"
@@ -106,6 +113,8 @@ class _Makers:
                 f"study.guides: {bad[0]} is not known for model={self.model}; accepted: {', '.join(words)}"
             )
         self.arguments = [argument for argument in arguments if not argument.startswith("model=")]
+        if self.model == "gmm" and self._config("exact").tree()["model"]["ridge"]:
+            raise ConfigError("model.ridge: EM would climb a penalized objective, and SVI another; accepted: 0")
         self.dataset = self._reduced(dataset_of(self._config("exact")))
         self.fitted: dict[str, Any] = {}
         self.ways = ["EM", *(["variational EM"] if settings.variational else []), *(f"SVI, {g}" for g in self.guides)]
@@ -114,13 +123,18 @@ class _Makers:
         """One fit, from the common start."""
         guide = way.partition(", ")[2] or {"EM": "exact", "variational EM": "amortized"}[way]
         setup, x, settings = self._setup(guide), self.rows("train"), self.settings
+        affordable = settings.work / (x.numel() * self._states)  # times through the data
         if way == "EM":
             trace = by_em(way, setup, x, settings.iterations, settings.tolerance)
         elif way == "variational EM":
-            trace = by_variational_em(way, setup, x, settings.variational, settings.half_steps, settings.half_steps)
+            most = max(5, int(affordable / (2 * settings.half_steps)))
+            trace = by_variational_em(way, setup, x, min(settings.variational, most), settings.half_steps)
         else:
             batch_size = settings.batch_size or max(1, min(500, len(x) // 2))
-            trace = by_svi(way, setup, x, settings.steps, batch_size, settings.learning_rate, setup.seed)
+            looks = min(100, max(20, int(affordable)))
+            trace = by_svi(way, setup, x, settings.steps, batch_size, settings.learning_rate, looks)
+        mixture = getattr(setup.model, "mixture", setup.model)
+        trace.optimum = optimum_near(mixture, x, int(min(1000, max(20, affordable / 2))), settings.tolerance)
         trace.held_out = log_evidence(setup.model, self.rows("test"))
         self.fitted[way] = setup.model
         return trace
@@ -151,6 +165,11 @@ class _Makers:
             except ValueError as error:
                 raise ConfigError(f"data={self.dataset.name}: {one_line(error)}") from error
         return setup
+
+    @property
+    def _states(self) -> int:
+        options = self._config("exact").tree()["model"]
+        return int(options["components"] if self.model == "gmm" else options["latent_dim"])
 
     def _config(self, guide: str) -> Config:
         return load([*self.arguments, *GUIDES[self.model][guide]])
@@ -189,7 +208,8 @@ def _sections(traces: list[Trace], makers: _Makers, outcomes: dict[str, Outcome]
             [
                 "EM and SVI climb the same surface. EM's steps never lower log p(x). SVI's may, for two reasons: a "
                 "batch is not the data, and a q that is not the posterior lets a step raise the bound and lower "
-                "log p(x)."
+                "log p(x).",
+                told(traces),
             ],
             table=_summary(traces),
             figures=[em_figures.curves(traces, pictures), em_figures.gaps(traces, pictures), *fitted],
@@ -219,7 +239,7 @@ def _story(outcomes: dict[str, Outcome]) -> str:
 
 
 def _summary(traces: list[Trace]) -> Table:
-    best = traces[0].points[-1].log_p
+    best, letters = traces[0].points[-1].log_p, destinations(traces)
     rows = []
     for trace in traces:
         end = trace.points[-1]
@@ -228,6 +248,7 @@ def _summary(traces: list[Trace]) -> Table:
                 "fit": trace.way,
                 "log p(x)": f"{end.log_p:.4f}",
                 "below EM": f"{best - end.log_p:.4f}",
+                "EM leads on to": "nothing" if trace.optimum is None else f"{letters[trace.way]}: {trace.optimum:.4f}",
                 "bound": f"{end.bound:.4f}",
                 "gap": f"{end.gap:.4f}",
                 "held out": f"{trace.held_out:.4f}",

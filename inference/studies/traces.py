@@ -1,5 +1,6 @@
 """The same model fitted by EM, by variational EM and by SVI: bound, log p(x) and gap along the way."""
 
+import copy
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,20 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from pyro.distributions import MultivariateNormal
 from torch import Tensor, nn
 
 from inference.ascent import EMError, HalfStep, VariationalEM
 from inference.assemble import Setup
-from inference.em import EM, EMSettings, free_energy
+from inference.em import EM, EMSettings, fit
 from inference.engine import SVI, SharedOptimizer
-from inference.particles import encode, validation
+from inference.particles import validation
 from inference.schedules import SCHEDULES
-from models.discrete import base_of
-from models.one_hot_mixture import OneHotMixture
-from models.ppca import PPCA
-
-EVALUATIONS = 100  # of an SVI run
+from inference.studies.held import HeldELBO, log_evidence, standing
 
 
 @dataclass(frozen=True)
@@ -48,6 +44,7 @@ class Trace:
     way: str
     points: list[Point] = field(default_factory=list)
     held_out: float = float("nan")  # log p(x) at the end, nats per held-out datum
+    optimum: float | None = None  # log p(x) of the optimum that EM climbs to from the end; None where it meets none
     note: str = ""
 
     @property
@@ -79,14 +76,13 @@ def by_em(way: str, setup: Setup, x: Tensor, iterations: int, tolerance: float) 
     return trace
 
 
-def by_variational_em(way: str, setup: Setup, x: Tensor, iterations: int, e_steps: int, m_steps: int) -> Trace:
+def by_variational_em(way: str, setup: Setup, x: Tensor, iterations: int, half_steps: int) -> Trace:
     """Variational EM from where model and guide are."""
     trace = Trace(way)
 
     def ascent(watch: Callable[[HalfStep], None]) -> VariationalEM:
-        elbo: Any = _GaussianELBO() if isinstance(setup.model, PPCA) else setup.objective
-        parts = (setup.model, setup.guide, elbo, x)
-        return VariationalEM(*parts, iterations, e_steps, m_steps, on_half_step=watch)
+        parts = (setup.model, setup.guide, HeldELBO(), x)
+        return VariationalEM(*parts, iterations, half_steps, half_steps, on_half_step=watch)
 
     _climb(trace, setup, x, ascent)
     return trace
@@ -99,14 +95,10 @@ def _climb(trace: Trace, setup: Setup, x: Tensor, make: Callable[[Callable[[Half
         with clock.stopped():
             known = step.log_evidence
             log_p = log_evidence(setup.model, x) if known is None else known
-            bound = step.free_energy - _penalty(ascent, x)
-            point = Point(step.kind, step.iteration, ascent.passes, clock.seconds, bound, log_p)
-            trace.points.append(point)
+            trace.points.append(Point(step.kind, step.iteration, ascent.passes, clock.seconds, step.free_energy, log_p))
 
     ascent = make(watch)
-    trace.points.append(
-        Point("start", 0, 0.0, 0.0, free_energy_of(setup.model, setup.guide, x), log_evidence(setup.model, x))
-    )
+    trace.points.append(Point("start", 0, 0.0, 0.0, *standing(setup.model, setup.guide, x)))
     try:
         with clock.running(), validation(False):
             while not ascent.finished:
@@ -115,40 +107,24 @@ def _climb(trace: Trace, setup: Setup, x: Tensor, make: Callable[[Callable[[Half
         trace.note = str(error)
 
 
-@torch.no_grad()
-def _penalty(ascent: EM | VariationalEM, x: Tensor) -> float:
-    """What F has of the parameters' log-prior, where the model has one, nats per datum."""
-    if isinstance(ascent, EM) and hasattr(ascent.model, "log_prior"):
-        return float(ascent.model.log_prior()) / x.shape[0]
-    return 0.0
-
-
-class _GaussianELBO:
-    """The bound of the linear-Gaussian model without sampling noise, as variational EM needs it."""
-
-    def differentiable_loss(self, model: PPCA, guide: nn.Module, x: Tensor) -> Tensor:
-        """Minus the bound, nats summed over the data."""
-        return -_free_energy(model, guide, x)
-
-
-def by_svi(way: str, setup: Setup, x: Tensor, steps: int, batch_size: int, learning_rate: float, seed: int) -> Trace:
+def by_svi(way: str, setup: Setup, x: Tensor, steps: int, batch_size: int, learning_rate: float, looks: int) -> Trace:
     """SVI with Adam and a learning rate that falls to 0 on a cosine; bound and log p(x) are of all training data."""
     model: Any = setup.model
     guide: Any = setup.guide
     parts = nn.ModuleList([model, guide]).parameters()  # shared parameters count once
     svi = SVI(model, guide, SharedOptimizer(parts, torch.optim.Adam, learning_rate), setup.objective)
     trace, clock, size = Trace(way), _Clock(), x.shape[0]
-    generator = torch.Generator(x.device).manual_seed(seed)
+    generator = torch.Generator(x.device).manual_seed(setup.seed)
     batch_size = min(batch_size, size)
 
     def look(step: int) -> None:
         with clock.stopped():
-            bound, log_p = free_energy_of(model, guide, x), log_evidence(model, x)
             passes = step * batch_size / size
-            trace.points.append(Point("step" if step else "start", step, passes, clock.seconds, bound, log_p))
+            here = standing(model, guide, x)
+            trace.points.append(Point("step" if step else "start", step, passes, clock.seconds, *here))
 
     with clock.running(), validation(False), torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(setup.seed)
         look(0)
         order = torch.randperm(size, generator=generator, device=x.device)
         for step in range(steps):
@@ -159,39 +135,19 @@ def by_svi(way: str, setup: Setup, x: Tensor, steps: int, batch_size: int, learn
             svi.optim.set_learning_rate(learning_rate * SCHEDULES["cosine"](progress))
             svi.at(progress)
             svi.step(x[order[place : place + batch_size]])
-            if (step + 1) % max(1, steps // EVALUATIONS) == 0 or step + 1 == steps:
+            if (step + 1) % max(1, steps // looks) == 0 or step + 1 == steps:
                 look(step + 1)
     return trace
 
 
-@torch.no_grad()
-def log_evidence(model: Any, x: Tensor, chunk: int = 4096) -> float:
-    """log p(x) in nats per datum."""
-    return float(torch.cat([model.log_evidence(some) for some in x.split(chunk)]).mean())
-
-
-@torch.no_grad()
-def free_energy_of(model: Any, guide: nn.Module, x: Tensor, chunk: int = 4096) -> float:
-    """The bound under the guide without sampling noise, nats per datum: a sum over states, or a Gaussian integral.
-
-    Relaxed guides are taken as the discrete distributions that they relax.
-    """
-    guide.eval()
+def optimum_near(model: Any, x: Tensor, iterations: int, tolerance: float) -> float | None:
+    """log p(x) of where EM climbs to from a model's parameters, which stay as they are; None if it degenerates."""
+    model = copy.deepcopy(model)
     try:
-        return float(sum(_free_energy(model, guide, some) for some in x.split(chunk))) / x.shape[0]
-    finally:
-        guide.train()
-
-
-def _free_energy(model: Any, guide: Any, x: Tensor) -> Tensor:
-    q = encode(guide, x)["z"]
-    if isinstance(model, PPCA):
-        full = isinstance(q, MultivariateNormal)
-        factors = q.scale_tril if full else torch.diag_embed(q.stddev)
-        return free_energy(model, model.statistics(x, q.mean, factors.expand(x.shape[0], -1, -1)))
-    mixture = model.mixture if isinstance(model, OneHotMixture) else model
-    probs = base_of(q).probs.reshape(-1, mixture.num_states).expand(x.shape[0], -1)  # (N, 1, K) -> (N, K)
-    return free_energy(mixture, mixture.statistics(x, probs))
+        fit(model, x, EMSettings(iterations=iterations, tolerance=tolerance, restarts=0))
+    except EMError:
+        return None
+    return log_evidence(model, x)
 
 
 class _Clock:
