@@ -1,7 +1,8 @@
 """``python -m benchmarks.em``: EM of a mixture and K-means beside scikit-learn's, from one start to one tolerance.
 
 The mixture: 64 full covariances over MNIST's 60,000 training images reduced to 50 principal components. K-means: 64
-codes of the same images as they are. Each round gives each contender its turn, so that a busy moment is busy for both.
+codes of the same images as they are. Mixtures end where an iteration gains less than the tolerance per datum, K-means
+where it stands still. Each round gives each contender its turn, so that a busy moment is busy for both.
 """
 
 import argparse
@@ -33,6 +34,7 @@ def main() -> None:
             "threads": options.threads,
             "versions": f"torch {torch.__version__}, scikit-learn {sklearn.__version__}",
             "rounds": options.rounds,
+            "tolerance": options.tolerance,
             "rows": [row for measure in (_mixtures, _codes) for row in measure(options)],
         }
     name = f"em_{options.threads}_thread{'s' * (options.threads > 1)}"
@@ -46,8 +48,10 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.em", description=__doc__)
     parser.add_argument("--threads", type=int, default=1, help="threads for both")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each contender")
-    parser.add_argument("--iterations", type=int, default=10, help="most iterations of EM")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each contender")
+    parser.add_argument("--tolerance", type=float, default=1e-3, help="a gain of EM in nats per datum that ends it")
+    parser.add_argument("--iterations", type=int, default=500, help="most iterations, of either")
+    parser.add_argument("--precision", nargs="+", default=["float32", "float64"], help="of the mixtures")
     parser.add_argument("--root", default=os.environ.get("LOWERBOUND_DATA"), help="folder with MNIST")
     return parser.parse_args()
 
@@ -64,7 +68,7 @@ def _mixtures(options: argparse.Namespace) -> list[dict[str, Any]]:
 
     dataset = principal(_images(options.root), 50)
     rows = []
-    for dtype in (torch.float32, torch.float64):
+    for dtype in (getattr(torch, name) for name in options.precision):
         x = torch.cat([torch.as_tensor(dataset.splits[split]) for split in ("train", "valid")]).to(dtype)
         model, codes = GaussianMixture((50,), 64).to(dtype), KMeans((50,), 64).to(dtype)
         codes.initialize(x, torch.Generator().manual_seed(0))
@@ -74,19 +78,19 @@ def _mixtures(options: argparse.Namespace) -> list[dict[str, Any]]:
         inverse = np.linalg.inv(model.covariances.detach().double().numpy())
         words = {"weights_init": model.weights, "means_init": model.loc}
         init = {name: value.detach().double().numpy().astype(x.numpy().dtype) for name, value in words.items()}
-        theirs = Sklearn(64, **init, precisions_init=inverse.astype(x.numpy().dtype), reg_covar=0, tol=1e-3,
-                         max_iter=options.iterations, init_params="random", random_state=0)  # fmt: skip
+        theirs = Sklearn(64, **init, precisions_init=inverse.astype(x.numpy().dtype), reg_covar=0, init_params="random",
+                         tol=options.tolerance, random_state=0)  # fmt: skip
 
-        def ours(model: Any = model, x: Any = x, start: Any = start) -> tuple[float, int]:
+        def ours(most: int, model: Any = model, x: Any = x, start: Any = start) -> tuple[float, int]:
             model.load_state_dict(start)
-            result = fit(model, x, EMSettings(iterations=options.iterations, restarts=0, tolerance=1e-3))
+            result = fit(model, x, EMSettings(iterations=most, restarts=0, tolerance=options.tolerance))
             return [s.log_evidence for s in result.history if s.kind == "E"][-1], result.iterations
 
-        def sklearns(theirs: Any = theirs, x: Any = x) -> tuple[float, int]:
-            theirs.fit(x.numpy())
+        def sklearns(most: int, theirs: Any = theirs, x: Any = x) -> tuple[float, int]:
+            theirs.set_params(max_iter=most).fit(x.numpy())
             return float(theirs.lower_bound_), int(theirs.n_iter_)
 
-        rows.append(_measured(f"mixture, {str(dtype)[6:]}", ours, sklearns, options.rounds))
+        rows.append(_measured(f"mixture, {str(dtype)[6:]}", ours, sklearns, options))
     return rows
 
 
@@ -102,20 +106,19 @@ def _codes(options: argparse.Namespace) -> list[dict[str, Any]]:
     model = KMeans((784,), 64)
     model.initialize(x, torch.Generator().manual_seed(0))
     start = model.codebook.detach().clone()
-    most = 5 * options.iterations
-    theirs = Sklearn(64, init=start.numpy(), n_init=1, tol=0, max_iter=most, algorithm="lloyd")
+    theirs = Sklearn(64, init=start.numpy(), n_init=1, tol=0, algorithm="lloyd")
 
-    def ours() -> tuple[float, int]:
+    def ours(most: int) -> tuple[float, int]:
         with torch.no_grad():
             model.codebook.copy_(start)
         result = fit(model, x, EMSettings(iterations=most, restarts=0, tolerance=0))
         return -result.free_energy, result.iterations
 
-    def sklearns() -> tuple[float, int]:
-        theirs.fit(x.numpy())
+    def sklearns(most: int) -> tuple[float, int]:
+        theirs.set_params(max_iter=most).fit(x.numpy())
         return float(theirs.inertia_) / len(x), int(theirs.n_iter_)
 
-    return [_measured("K-means, float32", ours, sklearns, options.rounds)]
+    return [_measured("K-means, float32", ours, sklearns, options)]
 
 
 def _images(root: str | None) -> Any:
@@ -124,27 +127,33 @@ def _images(root: str | None) -> Any:
     return mnist(root, binarization="none")
 
 
-def _measured(
-    name: str, ours: Callable[[], tuple[float, int]], theirs: Callable[[], tuple[float, int]], rounds: int
-) -> dict[str, Any]:
+Fit = Callable[[int], tuple[float, int]]  # of most iterations, to where it ended and how many it took
+
+
+def _measured(name: str, ours: Fit, theirs: Fit, options: argparse.Namespace) -> dict[str, Any]:
     """Seconds of whole fits, by the clock and of processor time, and where both ended."""
     contenders = {"ours": ours, "scikit-learn": theirs}
-    row: dict[str, Any] = {"what": name, "ended": {who: fit() for who, fit in contenders.items()}}  # warmed up
-    row |= {"clock": {who: [] for who in contenders}, "processor": {who: [] for who in contenders}}
-    for turn in range(rounds):
+    for fit in contenders.values():
+        fit(2)  # warmed up
+    row: dict[str, Any] = {"what": name, "ended": {}}
+    row |= {by: {who: [] for who in contenders} for by in ("clock", "processor")}
+    for turn in range(options.rounds):
         for who in list(contenders)[:: 1 if turn % 2 else -1]:
             began, used = time.perf_counter(), time.process_time()
-            contenders[who]()
+            row["ended"][who] = contenders[who](options.iterations)
             row["clock"][who].append(time.perf_counter() - began)
             row["processor"][who].append(time.process_time() - used)
+            print(f"{name:<18} {who:<13} {row['ended'][who][1]:4} iterations, {row['clock'][who][-1]:8.2f} s, end "
+                  f"{row['ended'][who][0]:.6f}", flush=True)  # fmt: skip
     return row
 
 
 def _table(results: dict[str, Any]) -> str:
     lines = [
         f"{results['machine']}, load {results['load']:.1f}; {results['threads']} thread(s); {results['versions']}. "
-        f"Whole fits from one start, seconds of processor time, median of {results['rounds']} interleaved rounds; "
-        "the end is log p(x), or the inertia, per datum.",
+        f"Whole fits from one start to a gain of {results['tolerance']:g} nats per datum, K-means until it stands "
+        f"still; seconds of processor time, median of {results['rounds']} interleaved rounds; the end is log p(x), or "
+        "the inertia, per datum.",
         "",
         "| | ours | scikit-learn | ratio | ratio by the clock | iterations | end, ours | end, scikit-learn |",
         "|---|---|---|---|---|---|---|---|",
@@ -155,7 +164,7 @@ def _table(results: dict[str, Any]) -> str:
             statistics.median(a / b for a, b in zip(row[by]["ours"], row[by]["scikit-learn"], strict=True))
             for by in ("processor", "clock")
         ]
-        (end, count), (other, others) = row["ended"].values()
+        (end, count), (other, others) = (row["ended"][who] for who in ("ours", "scikit-learn"))
         cells = [f"{middle['ours']:.2f}", f"{middle['scikit-learn']:.2f}", *(f"{ratio:.2f}" for ratio in ratios)]
         lines.append(f"| {row['what']} | {' | '.join(cells)} | {count}, {others} | {end:.6f} | {other:.6f} |")
     return "\n".join(lines) + "\n"

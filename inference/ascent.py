@@ -102,9 +102,8 @@ class VariationalEM:
     Args:
         model: Pyro program.
         guide: Pyro program, with parameters of its own.
-        elbo: any of Pyro's with ``differentiable_loss``, or ours. One that has ``half(kind, model, guide, x)`` is
-            asked, before each half step, for the bound per datum as a function of that block's parameters, and whether
-            an evaluation goes through the data; what does not depend on the block is then worked out once.
+        elbo: any of Pyro's with ``differentiable_loss``, or ours. One that has ``half_step(kind, model, guide, x,
+            steps)`` makes the half step itself, and returns the bound per datum and how often it went through x.
         x: data ``(N, *event_shape)``, all of them at every step.
         iterations: most pairs of half steps.
         e_steps: gradient steps of an E half step.
@@ -116,7 +115,7 @@ class VariationalEM:
     Attributes:
         iteration: how many were made.
         converged: whether the tolerance was met.
-        passes: over the data: evaluations of the bound, and where it is asked for by halves one for each more.
+        passes: over the data, one for each evaluation of the bound.
     """
 
     def __init__(
@@ -162,7 +161,7 @@ class VariationalEM:
         before, steps = self._last, []
         self.iteration += 1
         for kind, program, count in self.blocks:
-            value = float(ascend(program.parameters(), self._half(kind), count))
+            value = float(self._half_step(kind, program, count))
             self._last = checked(HalfStep(self.iteration, kind, value), self._last, self.x.dtype)
             steps.append(self._last)
             if self.on_half_step is not None:
@@ -170,18 +169,12 @@ class VariationalEM:
         self.converged = before is not None and stands_still(before, steps[-1], self.tolerance)
         return steps
 
-    def _half(self, kind: str) -> Callable[[], Tensor]:
-        """The bound as a function of one block, counting passes."""
-        if not hasattr(self.elbo, "half"):
-            return self._bound
-        bound, reads = self.elbo.half(kind, self.model, self.guide, self.x)
-        self.passes += 1
-
-        def counted() -> Tensor:
-            self.passes += reads
-            return bound()
-
-        return counted
+    def _half_step(self, kind: str, program: nn.Module, steps: int) -> Tensor:
+        if not hasattr(self.elbo, "half_step"):
+            return ascend(program.parameters(), self._bound, steps)
+        bound, passes = self.elbo.half_step(kind, self.model, self.guide, self.x, steps)
+        self.passes += passes
+        return bound
 
     def _bound(self) -> Tensor:
         self.passes += 1

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from inference.ascent import EMError, HalfStep, OnHalfStep, ascend, checked, stands_still
 from inference.checkpoint import prefixed, under
+from inference.particles import validation
 from models.tractable import DegenerateError, Statistics, check_finite
 
 # Numbers that an E step makes at a time: few enough to stay in a processor's cache, enough to fill a GPU.
@@ -251,10 +252,11 @@ def e_step(model: Any, x: Tensor, hard: bool = False, chunk: int = 0) -> tuple[S
         chunk = max(64, NUMBERS_PER_CHUNK[x.device.type] // numbers)
     total: Statistics | None = None
     log_evidence = torch.zeros((), dtype=torch.float64, device=x.device)
-    for some in x.split(chunk):
-        statistics, log_p = model.e_step(some, hard)
-        total = statistics if total is None else added(total, statistics)
-        log_evidence += log_p.double().sum()
+    with validation(False):  # each check of an argument would wait for the device
+        for some in x.split(chunk):
+            statistics, log_p = model.e_step(some, hard)
+            total = statistics if total is None else added(total, statistics)
+            log_evidence += log_p.double().sum()
     assert total is not None
     return total, log_evidence
 

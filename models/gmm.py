@@ -232,9 +232,9 @@ class GaussianMixture(FiniteMixture):
         mean = x.mean(0)
         variance = (x - mean).square().mean(0) + self.ridge / x.shape[0]
         noise = 10 * torch.finfo(x.dtype).eps * x.square().mean(0)
-        constant = ~(variance > noise) if self.covariance != "spherical" else ~(variance.sum() > noise.sum())
-        if bool(constant.any()):
-            columns = constant.nonzero().flatten().tolist()
+        varying = variance > noise if self.covariance != "spherical" else variance.sum() > noise.sum()
+        if not bool(varying.all()):
+            columns = (~varying).nonzero().flatten().tolist()
             what = f"columns {columns[:5]}" if self.covariance != "spherical" else "all columns"
             raise DegenerateError(
                 f"{what} of {x.shape[0]} data are constant, where a Gaussian has no likeliest scale; leave them out, "

@@ -253,8 +253,10 @@ class HMM(PyroModule):
             self.transition_logits.copy_(eye + 0.1 * noise(self.transition_logits))
         if self.emission == "categorical":
             self._check_symbols(x)
-            counts = torch.bincount(x.long().flatten(), minlength=self.symbol_logits.shape[1])
-            self.symbol_logits.copy_((counts + 1.0).log() + noise(self.symbol_logits))
+            symbols = x.long().flatten()
+            ones = torch.ones(symbols.shape, dtype=torch.float64, device=x.device)
+            counts = ones.new_ones(self.symbol_logits.shape[1]).index_add_(0, symbols, ones)
+            self.symbol_logits.copy_(counts.log() + noise(self.symbol_logits))
             return
         rows = x.reshape(x.shape[0] * self.num_steps, -1)
         variance = rows.var(0, correction=0)

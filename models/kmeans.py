@@ -101,8 +101,9 @@ class KMeans(PyroModule):
         least, code = self._scores(x).min(1)
         squares = squared_norms(x)
         first = torch.zeros_like(self.codebook).index_add_(0, code, x)
+        ones = torch.ones(code.shape, dtype=torch.float64, device=x.device)
         statistics = {
-            "count": torch.bincount(code, minlength=self.num_states).double(),
+            "count": ones.new_zeros(self.num_states).index_add_(0, code, ones),  # bincount would wait for the device
             "first": first.double(),
             "second": squares.double().sum(),
             "entropy": torch.zeros((), dtype=torch.float64, device=x.device),

@@ -57,8 +57,8 @@ def bars(trace: Trace, folder: Path) -> Figure:
     what = (
         "After every E step there is no red: q is the posterior. Every M step lifts the blue, and the top by more."
         if trace.way == "EM"
-        else "E steps move a network's q towards the posterior and do not reach it, so that some red stays: log p(x) "
-        "may then fall, while the bound, which every half step climbs, does not."
+        else "E steps move a network's q towards the posterior and do not reach it, so that some red stays. M steps "
+        "are those of EM, of that q: log p(x) may then fall, while the bound, which every half step climbs, does not."
     )
     caption = (
         "The top of each bar is log p(x), the blue part the bound, and the red rest the gap, KL(q ‖ posterior), with "

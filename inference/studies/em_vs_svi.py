@@ -47,11 +47,12 @@ class EMvsSVISettings:
         iterations: most iterations of EM.
         tolerance: a gain per datum below it ends EM.
         variational: iterations of variational EM with the amortized guide; 0 for none.
-        half_steps: gradient steps of each of its half steps.
+        half_steps: gradient steps of each of its E half steps; its M half steps are those of EM.
         steps: of each SVI run.
         batch_size: of SVI; 0 for half of the data, at most 500.
         learning_rate: of Adam at the start; it falls to 0 on a cosine.
-        components: principal components that data of more numbers are reduced to; 0 for none.
+        components: principal components that data of more numbers are reduced to; 0 for no reduction; -1 for one to
+            every 40 data of a state, 10 at least and 50 at most, so that there are data for all covariances.
         work: numbers, data x dimensions x states, that variational EM and the looks at each SVI run may go through
             (1e9 is a minute or two of one core): on larger data, variational EM makes fewer iterations, 5 at least,
             and an SVI run is looked at less often than 100 times, 20 at least.
@@ -65,11 +66,11 @@ class EMvsSVISettings:
     steps: int = 2000
     batch_size: int = 0
     learning_rate: float = 0.02
-    components: int = 50
+    components: int = -1
     work: float = 1e9
 
     def __post_init__(self) -> None:
-        least = {"iterations": 1, "variational": 0, "half_steps": 1, "steps": 1, "batch_size": 0, "components": 0}
+        least = {"iterations": 1, "variational": 0, "half_steps": 1, "steps": 1, "batch_size": 0, "components": -1}
         for name, value in least.items():
             if getattr(self, name) < value:
                 raise ValueError(f"study.{name} must be at least {value}, got {getattr(self, name)}")
@@ -176,6 +177,8 @@ class _Makers:
 
     def _reduced(self, dataset: Dataset) -> Dataset:
         wanted = self.settings.components
+        if wanted < 0:
+            wanted = min(50, max(10, len(dataset.splits["train"]) // (40 * self._states)))
         return principal(dataset, wanted) if wanted and math.prod(dataset.shape) > wanted else dataset
 
 

@@ -1,8 +1,4 @@
-"""The bound of a mixture or of probabilistic PCA under any guide, without sampling noise, and of one block alone.
-
-An E half step moves the guide only, so that log p(x, z) of every datum is worked out once for all its gradient steps.
-An M half step moves the model only, and sees the data through the statistics of the posteriors it is given.
-"""
+"""The bound of a mixture or of probabilistic PCA under any guide without sampling noise, and half steps up it."""
 
 from collections.abc import Callable
 from functools import reduce
@@ -12,6 +8,7 @@ import torch
 from pyro.distributions import MultivariateNormal
 from torch import Tensor, nn
 
+from inference.ascent import ascend
 from inference.em import added
 from inference.particles import encode
 from models.discrete import base_of
@@ -44,30 +41,43 @@ def log_evidence(model: Any, x: Tensor) -> float:
 
 
 class HeldELBO:
-    """What variational EM climbs: the bound as a function of one block, of which the other is worked out once."""
+    """What variational EM climbs, half step by half step: the guide by gradient steps, the model to its maximum.
 
-    def half(self, kind: str, model: Any, guide: nn.Module, x: Tensor) -> tuple[Callable[[], Tensor], bool]:
+    An E half step works log p(x, z) of every datum out once for all its gradient steps; an M half step is that of EM,
+    of the guide's q in place of the posterior.
+    """
+
+    def half_step(self, kind: str, model: Any, guide: nn.Module, x: Tensor, steps: int) -> tuple[Tensor, float]:
         """See :class:`inference.ascent.VariationalEM`."""
         parts = x.split(CHUNK)
         if kind == "M":
             with torch.no_grad():
                 statistics = reduce(added, [_statistics(model, guide, some) for some in parts])
-            return lambda: (model.expected_log_joint(statistics) + statistics["entropy"]) / x.shape[0], False
-        if isinstance(model, PPCA):
-            return lambda: torch.stack([_bound_of_ppca(model, guide, some) for some in parts]).sum() / x.shape[0], True
-        with torch.no_grad():
-            joints = [model.log_joint(some) for some in parts]
+                model.m_step(statistics)
+                return _free_energy(model, statistics) / x.shape[0], 1
+        bounds = [_held(model, guide, some) for some in parts]
+        evaluations = 0
 
         def bound() -> Tensor:
-            pairs = zip(parts, joints, strict=True)
-            return torch.stack([_bound(_probs(guide, some, joint), joint) for some, joint in pairs]).sum() / x.shape[0]
+            nonlocal evaluations
+            evaluations += 1
+            return torch.stack([each() for each in bounds]).sum() / x.shape[0]
 
-        return bound, True
+        return ascend(guide.parameters(), bound, steps), evaluations
+
+
+def _held(model: Any, guide: nn.Module, x: Tensor) -> Callable[[], Tensor]:
+    """The bound, summed over the data, as a function of the guide."""
+    if isinstance(model, PPCA):
+        return lambda: _free_energy(model, _statistics(model, guide, x))
+    with torch.no_grad():
+        joint = model.log_joint(x)
+    return lambda: _bound(_probs(guide, x, joint), joint)
 
 
 def _standing(model: Any, guide: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     if isinstance(model, PPCA):
-        return _bound_of_ppca(model, guide, x), model.log_evidence(x).sum()
+        return _free_energy(model, _statistics(model, guide, x)), model.log_evidence(x).sum()
     joint = _mixture(model).log_joint(x)
     return _bound(_probs(guide, x, joint), joint), joint.logsumexp(1).sum()
 
@@ -77,8 +87,8 @@ def _bound(probs: Tensor, joint: Tensor) -> Tensor:
     return (probs * joint).sum() + torch.special.entr(probs).sum()
 
 
-def _bound_of_ppca(model: PPCA, guide: nn.Module, x: Tensor) -> Tensor:
-    statistics = _statistics(model, guide, x)
+def _free_energy(model: Any, statistics: Statistics) -> Tensor:
+    """The same of the statistics under q."""
     return model.expected_log_joint(statistics) + statistics["entropy"]
 
 

@@ -17,6 +17,7 @@ from inference.engine import SVI, SharedOptimizer
 from inference.particles import validation
 from inference.schedules import SCHEDULES
 from inference.studies.held import HeldELBO, log_evidence, standing
+from models.tractable import DegenerateError
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def _climb(trace: Trace, setup: Setup, x: Tensor, make: Callable[[Callable[[Half
         with clock.running(), validation(False):
             while not ascent.finished:
                 ascent.step()
-    except EMError as error:
+    except (EMError, DegenerateError) as error:
         trace.note = str(error)
 
 
