@@ -10,10 +10,13 @@ import torch
 from guides.enumerated import Enumerated, FreeCategorical
 from inference.config import ConfigError
 from inference.console import Quiet
+from inference.em import EMSettings, fit
 from inference.reduction import principal
 from inference.studies import run_study
 from inference.studies.counterexample import em_step, log_densities, svi_step
-from inference.studies.held import standing
+from inference.studies.held import log_evidence, standing
+from inference.studies.optima import destinations, told
+from inference.studies.traces import Point, Trace, optimum_near
 from models.gmm import GaussianMixture
 from tests import oracles
 
@@ -54,6 +57,7 @@ def test_em_is_monotone_and_svi_ends_where_it_does(model, tmp_path):
     assert np.diff([row["bound"] for row in variational]).min() >= -1e-10
     assert variational[-1]["bound"] > variational[0]["bound"] + 0.1
     assert page.count("<img") == 5
+    assert "EM leads on to" in page
     assert "passes" in page
 
 
@@ -113,6 +117,47 @@ def test_principal_components_keep_what_varies_most():
         principal(dataset, 65)
 
 
+def test_small_data_are_reduced_to_fewer_components(tmp_path):
+    page, _ = study(
+        tmp_path, "data=digits", "study.iterations=2", "study.variational=0", "study.guides=[]", "study.steps=1"
+    )
+    assert "Reduced to its first 10 principal components" in page
+
+
+def trace(way, end, optimum):
+    return Trace(way, [Point("M", 1, 1.0, 1.0, end, end)], optimum=optimum)
+
+
+def test_fits_that_end_at_different_places_are_told_apart():
+    traces = [trace("EM", -2.0, -2.0), trace("SVI, exact", -1.52, -1.5), trace("SVI, uniform", -3.0, -1.9995)]
+    assert destinations(traces) == {"EM": "B", "SVI, exact": "A", "SVI, uniform": "B"}
+    text = told([*traces, trace("SVI, relaxed", -1.0, None)])
+    assert (
+        "A, log p(x) = -1.5000: SVI, exact (0.0200). B, log p(x) = -1.9995: EM (0.0000) and SVI, uniform (1.0005)."
+        in text
+    )
+    assert "From SVI, relaxed EM comes to a singular component" in text
+    assert "need not end together" in text
+    assert "need not end together" not in told(traces[:1])
+
+
+def test_the_optimum_near_a_fit_leaves_the_fit_alone():
+    torch.set_default_dtype(torch.float64)
+    model, x = GaussianMixture((2,), 2), torch.randn(60, 2)
+    model.initialize(x, torch.Generator().manual_seed(0))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    start = log_evidence(model, x)
+    found = optimum_near(model, x, 500, 1e-10)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    fit(model, x, EMSettings(iterations=500, restarts=0, tolerance=1e-10))
+    assert found == pytest.approx(log_evidence(model, x), abs=1e-12)
+    assert found > start + 0.01
+    with torch.no_grad():
+        model.loc[0], model.log_scale[0] = x[0], -8.0  # a component that has one datum
+        model.lower.zero_()
+    assert optimum_near(model, x, 500, 1e-10) is None
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -121,6 +166,7 @@ def test_principal_components_keep_what_varies_most():
         (["guide=exact"], "this study chooses it"),
         (["study.steps=0"], "study.steps must be at least 1"),
         (["model.components=1000"], "distinct rows"),
+        (["model.ridge=0.1"], "EM would climb a penalized objective, and SVI another"),
     ],
 )
 def test_what_the_study_cannot_do_is_refused(words, says, tmp_path):
