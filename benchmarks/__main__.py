@@ -82,7 +82,7 @@ def _measure_rest(options: argparse.Namespace, names: list[str], results: dict[s
             for products in ("products", "products by oneDNN")
         }
         sizes = {"particles": options.particles, "images": options.evidence}
-        results["evidence"] = {**sizes, "processor seconds": times, "ratios": against}
+        results["evidence"] = {**sizes, "seconds": times, "ratios": against}
     if options.growth and options.device == "cpu":
         print("growth ...", flush=True)
         results["growth"] = growth()

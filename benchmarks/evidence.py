@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 
 def evidence_times(data: int, particles: int, rounds: int) -> dict[str, list[float]]:
-    """Processor seconds for ``data`` images of ``particles`` samples: products alone, eager and compiled weights.
+    """Seconds for ``data`` images of ``particles`` samples: products alone, eager and compiled weights.
 
-    The products are those of one image's samples at a time, by ``torch.mm`` and by oneDNN. Eager weights are timed for
+    Of one thread processor time, of several the clock, as for steps. The products are those of one image's samples at a time, by ``torch.mm`` and by oneDNN. Eager weights are timed for
     a tenth of the images and multiplied.
     """
     from benchmarks.parts import vae
@@ -22,6 +22,7 @@ def evidence_times(data: int, particles: int, rounds: int) -> dict[str, list[flo
     x = bits(1, data)[0]
     layers: Any = [layer for layer in model.likelihood.net.modules() if isinstance(layer, nn.Linear)]
     inputs = [torch.randn(particles, layer.in_features) for layer in layers]
+    timer = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     compiled, few = CompiledWeights(model, guide), max(1, data // 10)
 
     def products(multiply: Any) -> None:
@@ -39,10 +40,10 @@ def evidence_times(data: int, particles: int, rounds: int) -> dict[str, list[flo
     with evaluating(model, guide, seed=0):
         for turn in range(rounds + 1):
             for name, (run, factor) in (turns if turn % 2 else dict(reversed(turns.items()))).items():
-                start = time.process_time()
+                start = timer()
                 run()
                 if turn:  # the first round compiles
-                    times[name].append((time.process_time() - start) * factor)
+                    times[name].append((timer() - start) * factor)
     return times
 
 

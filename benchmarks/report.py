@@ -78,7 +78,7 @@ def markdown(results: dict[str, Any]) -> str:
     if evidence := results.get("evidence"):
         lines += [
             "",
-            f"log p(x) of {evidence['images']} images, {evidence['particles']} samples each, processor time over the "
+            f"log p(x) of {evidence['images']} images, {evidence['particles']} samples each, time over that of the "
             "decoder's matrix products alone (an evaluation of N images is N of these):",
             "",
             *[f"* {name}: {_ratio(found)}" for name, found in evidence["ratios"].items()],
