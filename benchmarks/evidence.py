@@ -10,8 +10,8 @@ from torch import Tensor, nn
 def evidence_times(data: int, particles: int, rounds: int) -> dict[str, list[float]]:
     """Seconds for ``data`` images of ``particles`` samples: products alone, eager and compiled weights.
 
-    Of one thread processor time, of several the clock, as for steps. The products are those of one image's samples at a time, by ``torch.mm`` and by oneDNN. Eager weights are timed for
-    a tenth of the images and multiplied.
+    Of one thread processor time, of several the clock, as for steps. The products are those of one image's samples at
+    a time, by ``torch.mm`` and by oneDNN. Eager weights are timed for a tenth of the images and multiplied.
     """
     from benchmarks.parts import vae
     from benchmarks.timing import bits
