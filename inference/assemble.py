@@ -19,6 +19,7 @@ from inference.objectives import Objective
 from inference.pretraining import start_from_run
 from inference.rows import limited
 from inference.structure import StructureError
+from inference.userfile import OWN
 from models.conditional import Conditional
 
 INITIAL_DATA = 5000  # training data whose mean the nets start from
@@ -158,7 +159,7 @@ def dataset_of(config: Config) -> Dataset:
     """The data set that a configuration names."""
     likelihood = config.words.get("likelihood", "")
     if not likelihood and not _takes(config.factory("model"), "likelihood"):
-        likelihood = "learned_gaussian"  # a model with a likelihood of its own is checked against the data later
+        likelihood = OWN
     if config.words["data"] == "file" and not likelihood:
         raise ConfigError(
             "data from a file need a stated likelihood; accepted: likelihood=bernoulli for zeros and ones, "

@@ -15,6 +15,7 @@ ACCEPTED = (
     "real numbers, all finite"
 )
 SUPPORTS = {"bernoulli": "binary", "categorical": "levels", "logistic": "levels", "pixelcnn": "levels"}
+OWN = "own"  # stated for a model that has a likelihood of its own, which is checked once the model is there
 CHUNK = 1 << 22  # values looked at together when a file larger than memory is checked
 
 
@@ -59,7 +60,7 @@ def file(
         rows = {split: _images(arrays[split], f"{place}: {split}") for split in SPLITS}
         labelled = [split for split in SPLITS if f"{split}_labels" in arrays]
         labels = {split: _labels(arrays[f"{split}_labels"], arrays[split], place) for split in labelled}
-    data = _dataset(place, rows, labels, levels, binarization, likelihood)
+    data = _dataset(place, rows, labels, levels, binarization, "learned_gaussian" if likelihood == OWN else likelihood)
     supports = SUPPORTS.get(likelihood, "real" if likelihood.endswith("gaussian") else None)
     if supports is not None:  # a likelihood of somebody else's is checked when it is built
         representation_for(data, supports)

@@ -212,7 +212,7 @@ class GaussianMixture(FiniteMixture):
         if bool(good.all()):
             return
         which = int((~good).nonzero()[0, 0])
-        whose = "the covariance of all components is" if self.covariance == "tied" else f"component {which} has a"
+        whose = "all components share a" if self.covariance == "tied" else f"component {which} has a"
         held = f"{float(count.sum() if self.covariance == 'tied' else count[which]):.3g}"
         raise DegenerateError(
             f"{whose} singular covariance: its {held} data do not spread in all {self.loc.shape[1]} dimensions; try "

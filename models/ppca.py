@@ -66,7 +66,7 @@ def maximum_likelihood(x: Tensor, latent_dim: int) -> PPCASolution:
     if not variance > total * torch.finfo(x.dtype).eps * eigenvalues[0]:
         raise DegenerateError(
             f"latent_dim must be below the rank of the data, or no noise is left: got latent_dim {latent_dim} for "
-            f"{size} data of {total} entries"
+            f"{size} data of {total} entries; try a smaller one, or data that vary in more directions"
         )
     weight = eigenvectors[:, :latent_dim] * (eigenvalues[:latent_dim] - variance).clamp(min=0).sqrt()
     return PPCASolution(weight, loc, variance.sqrt())

@@ -47,8 +47,7 @@ def bars(trace: Trace, folder: Path) -> Figure:
     heading(left, f"{trace.way[0].upper()}{trace.way[1:]}, iterations {points[0].iteration} to {points[-1].iteration}")
     axis_labels(left, "", "nats per datum")
     labels = [Patch(color=BLUE, label="bound F(q, θ)"), Patch(color=RUST, label="gap, log p(x) − F")]
-    left.legend(handles=labels, frameon=False, fontsize=10.5, labelcolor=INK, ncols=2, loc="lower right",
-                bbox_to_anchor=(1.0, 1.0))  # fmt: skip
+    left.legend(handles=labels, frameon=False, fontsize=10.5, labelcolor=INK, loc="upper left")
     right = panel(figure, 1180, 160, 390, 500)
     _gap_by_half_step(right, _half_steps(trace))
     heading(right, "The gap along the run")

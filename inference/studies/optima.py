@@ -33,11 +33,14 @@ def told(traces: Sequence[Trace]) -> str:
     parts = []
     for letter, some in sorted(groups.items()):
         value = max(t.optimum for t in some if t.optimum is not None)
-        parts.append(f"{letter}, log p(x) = {value:.4f}: {_listed([_stood(t) for t in some])}")
-    text = "Where EM comes to from the end of each fit, and how far below it the fit ended. " + ". ".join(parts) + "."
+        parts.append(f"to {letter} ({value:.4f}) from {_listed([_stood(t) for t in some])}")
+    text = (
+        "To tell another optimum from an unfinished climb, EM goes on from the end of each fit; in brackets is "
+        f"how far below that fit was. It comes {'; '.join(parts)}."
+    )
     if failed:
         text += (
-            f" From {_listed([t.way for t in failed])} EM comes to a singular component, where log p(x) is unbounded."
+            f" From {_listed([t.way for t in failed])} it comes to a singular component, where log p(x) is unbounded."
         )
     if any(letter != letters.get(em.way) for letter in groups):
         text += (

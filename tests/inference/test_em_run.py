@@ -10,6 +10,7 @@ import run
 from inference import checkpoint
 from inference.assemble import assemble, start_from_data
 from inference.config import ConfigError, load
+from inference.data import DataError
 from inference.em import EMSettings, fit
 from inference.experiment import open_run
 from inference.log import read_rows
@@ -136,10 +137,49 @@ def test_what_em_cannot_do_is_refused(words, tmp_path):
         made([*SMALL, *words.split()], tmp_path)
 
 
-def test_degenerate_data_end_in_one_line(tmp_path, capsys):
-    np.savez(tmp_path / "same.npz", train=np.ones((9, 2)), valid=np.ones((3, 2)), test=np.ones((3, 2)))
-    words = [f"data={tmp_path / 'same.npz'}", "likelihood=gaussian", "inference=em", f"run.dir={tmp_path / 'run'}"]
-    for model in ("gmm", "ppca", "kmeans"):
-        arguments = [word for word in words if not word.startswith("likelihood")]
-        assert run.main(["train", *arguments, f"model={model}"]) == 2
-        assert capsys.readouterr().err.count("\n") == 1
+def saved(place, rows):
+    np.savez(place, train=rows, valid=rows[:3], test=rows[:3])
+    return f"data={place}"
+
+
+CLOUD = np.random.default_rng(0).normal(size=(40, 4))
+DEGENERATE = {
+    "one point": CLOUD[:1],
+    "duplicates": CLOUD[[0, 1] * 20],
+    "a constant column": np.where(np.arange(4) == 2, 1.5, CLOUD),
+    "all the same": np.ones((9, 4)),
+    "NaN": np.where(np.arange(160).reshape(40, 4) == 7, np.nan, CLOUD),
+    "a far one": np.where(np.arange(40)[:, None] == 0, 1e8, CLOUD),
+}
+METHODS = ["model=gmm", "model=gmm model.covariance=tied", "model=kmeans model.codewords=3", "model=ppca", "model=hmm"]
+
+
+FITTED = [("model=kmeans model.codewords=3", "a constant column"), ("model=ppca", "a constant column"),
+          ("model=hmm", "duplicates")]  # fmt: skip
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_degenerate_data_end_in_one_line(method, tmp_path, capsys):
+    for name in [name for name in DEGENERATE if (method, name) not in FITTED]:
+        rows = saved(tmp_path / f"{name}.npz", DEGENERATE[name])
+        status = run.main(["train", rows, "inference=em", f"run.dir={tmp_path / name}", *method.split()])
+        said = capsys.readouterr().err
+        assert status in (1, 2), name  # 1: the run began
+        assert said.count("\n") == 1, said
+        assert "; " in said, said  # and then what to try
+
+
+@pytest.mark.parametrize(("method", "name"), FITTED)
+def test_degenerate_data_that_can_be_fitted_are(method, name, tmp_path):
+    setup = assemble(load([saved(tmp_path / "x.npz", DEGENERATE[name]), "inference=em", *method.split()]))
+    result = fit(setup.model, setup.source("train").fixed())
+    assert result.converged
+    assert np.isfinite(result.free_energy)
+
+
+def test_bits_in_a_file_go_to_models_of_bits(tmp_path):
+    words = [saved(tmp_path / "bits.npz", (CLOUD > 0).astype(np.uint8)), "inference=em"]
+    for model in ("tabular", "latent_class", "hmm model.emission=categorical model.symbols=2"):
+        start_from_data(assemble(load([*words, *f"model={model}".split()])))
+    with pytest.raises(DataError, match="observations are bits"):
+        assemble(load([*words, "model=gmm"]))
