@@ -50,7 +50,7 @@ REMEDIES: dict[str, str] = {
     "vq": "model=vq guide=quantized objective=vq model.grid=[2,2] model.codes=16",
 }
 BUDGET = {
-    "trainer.steps": "1000",
+    "trainer.steps": "700",
     "trainer.learning_rate": "0.003",
     "trainer.schedule": "cosine",
     "trainer.validations": "12",
