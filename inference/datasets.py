@@ -10,7 +10,7 @@ from inference.data import SPLITS, DataError, Dataset, check_choice
 from inference.files import find_root, missing, read_bit_text, read_idx, read_npz, unpack_bits
 from inference.rows import (
     BINARIZATIONS,
-    SHUFFLE_SEED,
+    SHUFFLED,
     binary,
     grey,
     real,
@@ -28,7 +28,6 @@ MNIST_SHAPES: dict[str, tuple[int, ...]] = {
     "t10k-images-idx3-ubyte": (10000, 28, 28),
     "t10k-labels-idx1-ubyte": (10000,),
 }
-SHUFFLED = f"shuffled once (seed {SHUFFLE_SEED})"
 
 
 def digits(root: str | None = None, binarization: str = "dynamic", label_rows: bool = False) -> Dataset:

@@ -12,6 +12,7 @@ from inference.streaming import Rows, gather
 
 BINARIZATIONS = ("dynamic", "static", "none")
 SHUFFLE_SEED = 0  # of every split that is shuffled
+SHUFFLED = f"shuffled once (seed {SHUFFLE_SEED})"
 STATIC_SEED = 0  # of every static binarization that nobody published
 
 
@@ -20,10 +21,14 @@ def fixed_random(seed: int) -> np.random.RandomState:
     return np.random.RandomState(seed)
 
 
+def shuffled(count: int) -> np.ndarray:
+    """Places of ``count`` rows in one fixed random order."""
+    return fixed_random(SHUFFLE_SEED).permutation(count)
+
+
 def shuffled_splits(count: int, sizes: tuple[int, int, int]) -> dict[str, np.ndarray]:
     """Places of train, validation and test rows: the first, next and last ``sizes`` of one fixed permutation."""
-    order = fixed_random(SHUFFLE_SEED).permutation(count)
-    return dict(zip(SPLITS, np.split(order, [sizes[0], sizes[0] + sizes[1]]), strict=True))
+    return dict(zip(SPLITS, np.split(shuffled(count), [sizes[0], sizes[0] + sizes[1]]), strict=True))
 
 
 def label_tensors(labels: Mapping[str, np.ndarray]) -> dict[str, Tensor]:

@@ -9,14 +9,19 @@ import numpy as np
 from inference import bpe
 from inference.data import SPLITS, DataError, Dataset, check_choice
 from inference.files import READ_ERRORS, find_root, missing
-from inference.rows import in_memory, size_words
+from inference.rows import SHUFFLED, in_memory, shuffled, size_words
 
 TOKENS = ("characters", "bpe")
+ORDERS = ("file", "shuffled")
 END_OF_LINE = "\n"  # token 0
 
 
 def shakespeare(
-    root: str | None = None, tokens: str = "characters", length: int = 48, vocabulary: int = 512
+    root: str | None = None,
+    tokens: str = "characters",
+    length: int = 48,
+    vocabulary: int = 512,
+    order: str = "file",
 ) -> Dataset:
     """Lines of Shakespeare's plays, as characters or byte pairs (Karpathy's Tiny Shakespeare).
 
@@ -28,6 +33,8 @@ def shakespeare(
         tokens: ``characters``, or ``bpe`` for byte pairs learnt from the training lines.
         length: tokens of a line; longer ones are cut there.
         vocabulary: number of tokens for ``bpe``, the characters among them.
+        order: in which the lines are split: ``file``, so that the test is on other plays, or ``shuffled`` once, so that
+            training and test lines are draws of one distribution.
     """
     name = "tinyshakespeare.txt.gz"
     path = find_root(root) / name
@@ -38,7 +45,7 @@ def shakespeare(
         )
         raise missing("shakespeare", path, remedy)
     found = path if path.is_file() else path.with_suffix("")
-    return _dataset("shakespeare", _read(found), (0.05, 0.05), tokens, length, vocabulary, "Tiny Shakespeare")
+    return _dataset("shakespeare", _read(found), (0.05, 0.05), tokens, length, vocabulary, order, "Tiny Shakespeare")
 
 
 def lines(
@@ -48,11 +55,12 @@ def lines(
     vocabulary: int = 512,
     valid_fraction: float = 0.1,
     test_fraction: float = 0.1,
+    order: str = "file",
     root: str | None = None,
 ) -> Dataset:
     """Your own text file, one line an observation.
 
-    Split in the order of the file: training lines first, validation next, test last.
+    Training lines come first, validation next, test last.
 
     Args:
         path: of the file, compressed if its name ends in ``.gz``; a relative one is looked for in the working
@@ -62,6 +70,7 @@ def lines(
         vocabulary: number of tokens for ``bpe``, the characters among them.
         valid_fraction: of the lines, for validation.
         test_fraction: of the lines, for the test.
+        order: in which the lines are split: that of the ``file``, or ``shuffled`` once.
         root: folder with the data files.
     """
     if not path:
@@ -72,7 +81,7 @@ def lines(
     fractions = valid_fraction, test_fraction
     if not (min(fractions) > 0 and sum(fractions) < 1):
         raise DataError(f"data.valid_fraction and data.test_fraction must be above 0 and below 1 in sum: {fractions}")
-    return _dataset("lines", _read(found), fractions, tokens, length, vocabulary, found.name)
+    return _dataset("lines", _read(found), fractions, tokens, length, vocabulary, order, found.name)
 
 
 def written(row: np.ndarray, vocabulary: Sequence[str]) -> str:
@@ -102,12 +111,14 @@ def _dataset(
     tokens: str,
     length: int,
     size: int,
+    order: str,
     source: str,
 ) -> Dataset:
     check_choice("data.tokens", tokens, TOKENS)
+    check_choice("data.order", order, ORDERS)
     if length < 1:
         raise DataError(f"data.length={length} leaves nothing of a line; accepted: 1 or more")
-    parts = _split(found, fractions)
+    parts = _split(found if order == "file" else [found[place] for place in shuffled(len(found))], fractions)
     alphabet = sorted({character for line in found for character in line})
     if tokens == "bpe" and size <= len(alphabet):
         raise DataError(f"data.vocabulary={size} is no more than the {len(alphabet)} characters and the end of a line")
@@ -126,6 +137,7 @@ def _dataset(
         f"{len(vocabulary)} tokens, the end of a line and {kind}; lines of more than {length} tokens are cut there "
         f"({cut:,} of {len(found):,})"
     )
+    how_split = "split in order" if order == "file" else f"lines {SHUFFLED} and split"
     return Dataset(
         name=name,
         kind="tokens",
@@ -134,7 +146,7 @@ def _dataset(
         binarization="none",
         splits=in_memory(rows),
         labels={},
-        description=f"{source}, split in order; {size_words(rows)}; {how}.",
+        description=f"{source}, {how_split}; {size_words(rows)}; {how}.",
         default_likelihood="lstm",
         vocabulary=vocabulary,
     )

@@ -2,7 +2,7 @@
 
 import gzip
 from collections import Counter
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 import pytest
@@ -84,9 +84,20 @@ def test_shakespeare_is_split_in_order(tmp_path):
     assert written(data.splits["test"][0].numpy(), data.vocabulary) == "line 95"
 
 
+def test_shuffled_lines_are_the_same_lines_in_one_other_order(tmp_path):
+    (tmp_path / "numbers.txt").write_text("\n".join(f"line {place}" for place in range(100)))
+    data, again = (lines(str(tmp_path / "numbers.txt"), order="shuffled") for _ in range(2))
+    found = {split: [written(row.numpy(), data.vocabulary) for row in rows] for split, rows in data.splits.items()}
+    assert sorted(chain(*found.values())) == sorted(f"line {place}" for place in range(100))
+    assert found["test"] != [f"line {place}" for place in range(90, 100)]
+    assert torch.equal(data.splits["train"], again.splits["train"])
+    assert "shuffled once" in data.description
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        ({"order": "random"}, "file, shuffled"),
         ({"path": ""}, "data.path=FILE"),
         ({"path": "nowhere.txt"}, "no such file"),
         ({"tokens": "words"}, "characters, bpe"),
