@@ -250,7 +250,7 @@ def _summary(traces: list[Trace]) -> Table:
             {
                 "fit": trace.way,
                 "log p(x)": f"{end.log_p:.4f}",
-                "below EM": f"{best - end.log_p:.4f}",
+                "below EM": f"{round(best - end.log_p, 4) + 0.0:.4f}",  # no minus before a zero
                 "EM leads on to": "nothing" if trace.optimum is None else f"{letters[trace.way]}: {trace.optimum:.4f}",
                 "bound": f"{end.bound:.4f}",
                 "gap": f"{end.gap:.4f}",
