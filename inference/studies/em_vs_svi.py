@@ -135,7 +135,7 @@ class _Makers:
             looks = min(100, max(20, int(affordable)))
             trace = by_svi(way, setup, x, settings.steps, batch_size, settings.learning_rate, looks)
         mixture = getattr(setup.model, "mixture", setup.model)
-        trace.optimum = optimum_near(mixture, x, int(min(1000, max(20, affordable / 2))), settings.tolerance)
+        trace.optimum = optimum_near(mixture, x, int(min(1000, max(20, affordable))), settings.tolerance)
         trace.held_out = log_evidence(setup.model, self.rows("test"))
         self.fitted[way] = setup.model
         return trace

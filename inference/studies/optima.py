@@ -5,7 +5,7 @@ from string import ascii_uppercase
 
 from inference.studies.traces import Trace
 
-SAME = 1e-3  # nats per datum: what is nearer than this to the next one is the same
+SAME = 2e-3  # nats per datum: what is nearer than this to the next one is the same
 
 
 def destinations(traces: Sequence[Trace]) -> dict[str, str]:
