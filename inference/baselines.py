@@ -6,13 +6,14 @@ from dataclasses import replace
 from math import log, prod
 
 import torch
+from pyro.infer.util import is_validation_enabled
 from pyro.nn import PyroModule
 from pyro.nn.module import to_pyro_module_
 from torch import Tensor, nn
 
 from inference.gradients import Bound, Draw, GradientEstimator, expect_density, expect_score_identity, with_gradient
 from inference.particles import Particles
-from inference.structure import StructureError
+from inference.structure import StructureError, expect_separate
 
 
 class ScoreFunction(GradientEstimator, ABC):
@@ -171,6 +172,12 @@ class NormalizedNVIL(NVIL):
                 f"{type(objective).__name__} does not come by the score; use gradient=nvil, or objective=elbo with "
                 "kl=monte_carlo"
             )
+
+    def baseline(self, objective: Bound, draws: Particles, signal: Tensor, x: Tensor) -> Tensor:
+        if is_validation_enabled():
+            log_joint = draws.log_likelihood + draws.log_prior
+            expect_separate(log_joint, draws.log_q, f"gradient={self.name}", "use gradient=nvil")
+        return super().baseline(objective, draws, signal, x)
 
     def scale(self) -> Tensor:
         """Standard deviation of the signal less its baseline, in nats, but at least 1; shape ``()``."""

@@ -13,7 +13,7 @@ from inference.frozen import expect_constant, held, owner_of
 from inference.gradients import GradientEstimator, with_gradient
 from inference.objectives import IWAE, Objective, log_mean_exp
 from inference.particles import Particles, Program
-from inference.structure import StructureError
+from inference.structure import StructureError, expect_separate
 
 
 class Renyi(Objective):
@@ -139,7 +139,8 @@ class CIWAE(Objective):
 class PIWAE(IWAE):
     """The importance-weighted bound for the model, MIWAE for the guide (Rainforth et al. 2018, section 5).
 
-    Its value is the former. Two targets, so not the gradient of any one bound. The draws for the two are separate.
+    Its value is the former. Two targets, so not the gradient of any one bound, and none for a parameter that both
+    programs read: those are refused. The draws for the two are separate.
 
     Args:
         particles: M K, all draws for a datum.
@@ -167,6 +168,9 @@ class PIWAE(IWAE):
         for_guide = held(model, lambda program: self.guide_target.bound(program, guide, *args, **kw), "model")
         draws = self.drawing(model, guide, *args, **kw)(detach_draws=True)
         self.check_draws(draws)
+        if is_validation_enabled():
+            log_joint = draws.log_likelihood + draws.log_prior
+            expect_separate(log_joint, draws.log_q, "PIWAE", "use objective=miwae, ciwae or iwae", (model, guide))
         for_model = self.from_particles(replace(draws, log_q=draws.log_q.detach()))
         return with_gradient(for_model, for_model + for_guide), draws
 

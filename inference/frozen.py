@@ -5,7 +5,6 @@ from typing import Any, TypeVar
 
 import torch
 from pyro import poutine
-from pyro.infer.util import is_validation_enabled
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -35,11 +34,7 @@ def held(program: Program, function: Callable[[Program], Result], what: str = "g
     owner = owner_of(program)
     if owner is None:
         return function(_with_constants(program, what))
-    if any(isinstance(m, nn.modules.dropout._DropoutNd) and m.training and m.p > 0 for m in owner.modules()):
-        raise StructureError(
-            f"the {what} has dropout, so that it is another program each time it is run; leave the dropout out, or use "
-            "a gradient that runs it once, such as gradient=reparameterized"
-        )
+    expect_same_twice(program, what)
     constants = {f"program.{name}": parameter.detach() for name, parameter in owner.named_parameters()}
     _forget(owner)
     try:
@@ -48,39 +43,25 @@ def held(program: Program, function: Callable[[Program], Result], what: str = "g
         names = {prefix + name.removeprefix("program.").removesuffix("_unconstrained") for name in constants}
         with poutine.block(hide_fn=lambda msg: msg["type"] == "param" and _dotted(msg["args"][0]) in names):
             return functional_call(_Calling(owner, lambda: function(program)), constants, ())
-    except (KeyError, NotImplementedError) as error:
-        raise StructureError(
-            f"the {what} cannot score draws under other gradients than they were drawn with ({error}); "
-            "use a flow with an inverse, or gradient=reparameterized"
-        ) from error
     finally:
         _forget(owner)
+
+
+def expect_same_twice(program: Program, what: str) -> None:
+    """Refuse a program with dropout, which is another one each time it is run."""
+    owner = owner_of(program)
+    dropouts = [] if owner is None else [m for m in owner.modules() if isinstance(m, nn.modules.dropout._DropoutNd)]
+    if any(dropout.training and dropout.p > 0 for dropout in dropouts):
+        raise StructureError(
+            f"the {what} has dropout, so that it is another program each time it is run; leave the dropout out, or use "
+            "a gradient that runs it once, such as gradient=reparameterized"
+        )
 
 
 def owner_of(program: Program) -> nn.Module | None:
     """The module that holds a program's parameters: itself, or the one whose method it is; None for other functions."""
     candidate = program if isinstance(program, nn.Module) else getattr(program, "__self__", None)
     return candidate if isinstance(candidate, nn.Module) else None
-
-
-def of_draws_alone(guide: Program, trace: poutine.Trace, score: Callable[[Program, poutine.Trace], Tensor]) -> Tensor:
-    """log q of the draws of a trace as a function of these alone, the guide's parameters held constant.
-
-    Args:
-        guide: the program.
-        trace: of the guide's draws.
-        score: runs a program on the draws of a trace, and gives the log-densities.
-
-    Raises:
-        StructureError: see :func:`held`; and where a function has parameters that are not from ``pyro.param``.
-    """
-    if owner_of(guide) is None and is_validation_enabled():
-        constant = trace.copy()
-        for name, site in trace.nodes.items():
-            if site["type"] == "sample" and not site["is_observed"]:
-                constant.nodes[name] = {**site, "value": site["value"].detach()}
-        expect_constant(held(guide, lambda program: score(program, constant)), "guide")
-    return held(guide, lambda program: score(program, trace))
 
 
 def expect_constant(score: Tensor, what: str) -> None:

@@ -18,9 +18,19 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from inference.closed_form import closed_form_kl
-from inference.frozen import of_draws_alone
+from inference.frozen import expect_same_twice
 from inference.handlers import DetachedDraws, parameters_of
-from inference.sites import Through, per_datum, sample_sites, site_x, total, was_observed, with_draws, with_values
+from inference.sites import (
+    Through,
+    of_draws_alone,
+    per_datum,
+    sample_sites,
+    site_x,
+    total,
+    was_observed,
+    with_draws,
+    with_values,
+)
 from inference.structure import Program, Site, StructureError, check_pairing, check_paths, data_plate, innermost
 
 View = Callable[[TorchDistribution], TorchDistribution]
@@ -149,8 +159,8 @@ def particles(
         num_particles: K.
         max_plate_nesting: number of nested plates in the programs; 1 where ``data`` is the only one.
         detach_draws: the draws are constants, so that no gradient reaches the guide through their values.
-        detach_guide: log q is a function of the draws alone: the guide scores them once more, its parameters held
-            constant. Needs a guide that gives the same distributions twice; see :mod:`inference.frozen`.
+        detach_guide: log q is a function of the draws alone, and no parameter has a gradient but through them. A guide
+            of several sites is run once more for it, and has to give the same distributions twice.
         through: what happens to the draws between being drawn and being scored, a change of their gradient say;
             called with a value and its number of event dimensions. Goes with ``detach_guide``.
 
@@ -162,6 +172,8 @@ def particles(
     with parameters_of("guide"), DetachedDraws() if detach_draws else nullcontext():
         drawn = poutine.trace(plate(guide)).get_trace(x, *args, **kw)
     q_sites = sample_sites(drawn)
+    if detach_guide:
+        expect_same_twice(guide, "guide")
     check_paths(q_sites, detached=detach_draws or detach_guide, rescaled=through is not None)
     scored = drawn if through is None else with_draws(drawn, through)
     with parameters_of("model"):
@@ -173,9 +185,12 @@ def particles(
     shape = torch.Size((num_particles, num_data))
     same_order = [n for n in q_sites if n in latents] == list(latents)
 
-    def score_again(program: Program, draws: poutine.Trace) -> Tensor:
-        again = poutine.trace(poutine.replay(plate(program), trace=draws)).get_trace(x, *args, **kw)
-        return total(sample_sites(again), shape)
+    def score_again(draws: poutine.Trace) -> Tensor:
+        if len(q_sites) == 1 or not torch.is_grad_enabled():
+            return total(sample_sites(draws), shape)
+        again = poutine.trace(poutine.replay(plate(guide), trace=draws))  # a site's distribution has draws for parents
+        with poutine.block(hide_types=["param"]):
+            return total(sample_sites(again.get_trace(x, *args, **kw)), shape)
 
     def rescore(values: Mapping[str, Tensor], view: View) -> Particles:
         with parameters_of("model"):
@@ -197,7 +212,7 @@ def particles(
     return Particles(
         log_likelihood=total(observed, shape),
         log_prior=total(latents, shape),
-        log_q=of_draws_alone(guide, scored, score_again) if detach_guide else total(q_sites, shape),
+        log_q=of_draws_alone(scored, score_again, shape) if detach_guide else total(q_sites, shape),
         latents={
             n: Latent(s["value"], q_sites[n]["fn"], s["fn"], q_sites[n]["mask"], s["mask"]) for n, s in latents.items()
         },

@@ -71,6 +71,41 @@ def _site_names_itself(site: Site) -> Iterator[None]:
         raise StructureError(f"site '{site['name']}': {error}") from error
 
 
+def of_draws_alone(trace: poutine.Trace, score: Callable[[poutine.Trace], Tensor], shape: torch.Size) -> Tensor:
+    """log q of the draws of a trace, ``(K, N)`` nats, with the gradient along the draws and no other.
+
+    The slope in the draws is taken first, at copies of them that lead nowhere, and hands on what reaches the draws:
+    no parameter gets a gradient but through a draw, the guide's own no more than those it reads off the model.
+
+    Args:
+        trace: of the guide's draws.
+        score: the log-densities of a trace with these sites and other values, ``(K, N)``.
+        shape: (K, N).
+
+    Raises:
+        StructureError: the densities can be had at the very draws alone, as those of a flow without an inverse.
+    """
+    drawn = {n: s for n, s in sample_sites(trace).items() if not s["is_observed"] and s["value"].requires_grad}
+    copies = {name: site["value"].detach().requires_grad_() for name, site in drawn.items()}
+    try:
+        log_q = score(with_values(trace, copies))
+    except (KeyError, NotImplementedError) as error:
+        raise StructureError(
+            f"the guide cannot score draws under other gradients than they were drawn with ({error}); use a flow with "
+            "an inverse, or gradient=reparameterized"
+        ) from error
+    result = log_q.detach()
+    if not (log_q.requires_grad and drawn):
+        return result
+    slopes = torch.autograd.grad(log_q.sum(), list(copies.values()), retain_graph=True, allow_unused=True)
+    for (name, site), slope in zip(drawn.items(), slopes, strict=True):
+        if slope is not None:
+            step = slope * (site["value"] - copies[name].detach())  # zero, with the slope for its gradient
+            batch_dim = step.dim() - site["fn"].event_dim
+            result = result + per_datum(step.reshape(*step.shape[:batch_dim], -1).sum(-1), shape)
+    return result
+
+
 def per_datum(log_prob: Tensor, shape: torch.Size) -> Tensor:
     """(K, *other plates, N) -> (K, N): plates other than those of the particles and the data are summed over."""
     num_particles, num_data = shape

@@ -1,9 +1,9 @@
 """What objectives and diagnostics need of the sites of Pyro programs, checked."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 Program = Callable[..., Any]
 Site = dict[str, Any]
@@ -44,6 +44,44 @@ def check_paths(q_sites: dict[str, Site], detached: bool, rescaled: bool) -> Non
             f"the path through the draws of {list(relaxed)} is that of a relaxation, which does not stand for the "
             "score that this gradient replaces by it; use gradient=reparameterized"
         )
+
+
+def expect_separate(log_joint: Tensor, log_q: Tensor, who: str, instead: str, programs: Iterable[Program] = ()) -> None:
+    """Refuse a pair of programs with a parameter in common, where each of the two follows a target of its own.
+
+    Args:
+        log_joint: log p(x, z) of draws without gradient; whatever else it depends on counts.
+        log_q: log q(z|x) of the same draws.
+        who: has the two targets.
+        instead: what would do.
+        programs: where the names of parameters may be found.
+    """
+    for_model, for_guide = _leaves(log_joint), _leaves(log_q)
+    if not (shared := for_model.keys() & for_guide.keys()):
+        return
+    owners = [getattr(program, "__self__", program) for program in programs]
+    named = [pair for owner in owners if isinstance(owner, nn.Module) for pair in owner.named_parameters()]
+    names = dict.fromkeys(name for name, parameter in named if id(parameter) in shared)
+    which = f" ({', '.join(list(names)[:3])}, ...)" if names else ""
+    raise StructureError(
+        f"{who} has one target for the model and another for the guide, and both depend on the same parameters{which}, "
+        f"which would follow neither; {instead}, or use a guide and a prior that have their parameters to themselves"
+    )
+
+
+def _leaves(tensor: Tensor) -> dict[int, Tensor]:
+    """The tensors that a gradient would reach, by identity."""
+    found, seen = {}, set()
+    pending = [tensor.grad_fn]
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if (leaf := getattr(node, "variable", None)) is not None:
+            found[id(leaf)] = leaf
+        pending.extend(following for following, _ in node.next_functions)
+    return found
 
 
 def innermost(q: Any) -> Any:

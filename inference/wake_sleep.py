@@ -3,6 +3,8 @@
 from dataclasses import replace
 from typing import Any, Literal
 
+import torch
+from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
 from inference.gradients import (
@@ -14,7 +16,7 @@ from inference.gradients import (
 )
 from inference.objectives import GRADIENTS, IWAE
 from inference.particles import Particles, Program, dream
-from inference.structure import StructureError
+from inference.structure import StructureError, expect_separate
 
 
 class WakeSleep(IWAE):
@@ -23,7 +25,8 @@ class WakeSleep(IWAE):
     Its value is the importance-weighted bound, and its gradient in the model that bound's. The guide follows another
     target, the mean of log q(z|x) under the posterior, which draws and weights of the wake phase stand for, or under
     the model's own latents and data in the sleep phase. With more particles both get better, while the gradient
-    of the bound in the guide vanishes. Latents may be discrete.
+    of the bound in the guide vanishes. Latents may be discrete. A parameter that both programs read has no one target;
+    such pairs are refused.
 
     Args:
         particles: K.
@@ -53,12 +56,21 @@ class WakeSleep(IWAE):
     def estimate(self, model: Program, guide: Program, *args: Any, **kw: Any) -> tuple[Tensor, Particles]:
         draw = self.drawing(model, guide, *args, **kw)
         if self.doubly_reparameterized:
+            if is_validation_enabled():
+                with torch.random.fork_rng():
+                    self._expect_separate(draw(detach_draws=True), model, guide)
             return self._doubly_reparameterized(draw)
         draws = draw(detach_draws=True)
         self.check_draws(draws)
         expect_score_identity(draws, "weighted")
+        if is_validation_enabled():
+            self._expect_separate(draws, model, guide)
         for_model = self.from_particles(replace(draws, log_q=draws.log_q.detach()))
         return with_gradient(for_model, for_model + self._for_guide(draws, model, guide, *args, **kw)), draws
+
+    def _expect_separate(self, draws: Particles, model: Program, guide: Program) -> None:
+        log_joint = draws.log_likelihood + draws.log_prior
+        expect_separate(log_joint, draws.log_q, "wake-sleep", "use objective=iwae or tvo", (model, guide))
 
     def _for_guide(self, draws: Particles, model: Program, guide: Program, *args: Any, **kw: Any) -> Tensor:
         wake = (draws.log_weight.detach().softmax(0) * draws.log_q).sum(0)

@@ -75,6 +75,7 @@ LAYERS = {"bottom_up", "top_down", "ladder"}
 SUMMED = {"enumerated", "enumerated_exact", "enumerated_uniform", "summed_out"}
 POINT = {"deterministic"}
 DESCRIBED = set().union(GAUSSIAN, JOINT, NO_CLOSED_FORM, DRAWN, SOFT, STRAIGHT, LAYERS, SUMMED, POINT, {"quantized"})
+READING = {"ladder", "semi_amortized", "exact"}  # parameters of the model
 WEIGHING = {"iwae", "renyi", "miwae", "ciwae", "piwae", "tvo", "wake_sleep"}
 
 
@@ -92,6 +93,8 @@ def valid(guide, objective):
         return objective in {"trace_elbo", "trace_graph", "tvo", "wake_sleep"}
     if guide in SOFT:  # not distributed as log q says
         return objective not in {"tvo", "wake_sleep", "piwae"}
+    if guide in READING and objective in {"piwae", "wake_sleep"}:  # two targets for a parameter of the model
+        return False
     if objective == "free_bits":  # a closed-form KL for each dimension
         return guide in GAUSSIAN | STRAIGHT | {"top_down", "ladder"}
     if guide == "bottom_up" and objective == "trace_mean_field":  # latents in another order

@@ -249,24 +249,49 @@ def test_pyros_own_svi_trains_a_guide_of_functions_by_the_path_alone():
         assert not torch.equal(pyro.param(name), before[name]), name
 
 
-@pytest.mark.parametrize(("register", "reason"), [(True, "by pyro.module"), (False, "do not come from pyro.param")])
-def test_a_function_that_hides_its_parameters_cannot_be_held_constant(register, reason):
-    model, guide, x = of_functions(torch.nn.Linear(1, 1), register)
+@pytest.mark.parametrize("register", [True, False])
+def test_where_a_guides_parameters_come_from_does_not_matter_to_a_gradient_along_its_draws(register):
+    """A net registered by pyro.module, or known to the function alone, has the gradient of a module that owns it."""
+    net = torch.nn.Linear(1, 1)
+    model, guide, x = of_functions(net, register)
+
+    class Owning(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.log_scale = net, torch.nn.Parameter(torch.tensor(0.7).log())
+
+        def forward(self, x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(self.net(x.unsqueeze(-1)).squeeze(-1), self.log_scale.exp()))
+
     for objective in HOLDING[:4]:
-        with pytest.raises(StructureError, match=f"{reason}.*nn.Module"):
-            objective.loss_and_grads(model, guide, x)
-    assert ELBO().bound(model, guide, x).requires_grad
+        found = []
+        for program in (guide, Owning()):
+            net.zero_grad()
+            torch.manual_seed(3)
+            objective.loss_and_grads(model, program, x)
+            found.append(net.weight.grad.clone())
+        torch.testing.assert_close(*found)
+        assert found[0].abs() > 0
+
+
+def test_a_model_that_hides_its_parameters_cannot_be_held_constant():
+    _, guide, x = of_functions()
     with pytest.raises(StructureError, match="methods of one module; make them two"):
         PIWAE(4, 2).loss_and_grads((both := OfModules()).model, both.guide, x)
-    offset = torch.nn.Parameter(torch.tensor(0.2))
+    offset, net = torch.nn.Parameter(torch.tensor(0.2)), torch.nn.Linear(1, 1)
 
-    def hiding(x):
+    def hiding(x, register=False):
+        if register:
+            pyro.module("net", net)
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(offset, 1.0))
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
     with pytest.raises(StructureError, match=r"the model has parameters.*nn\.Module"):
-        PIWAE(4, 2).loss_and_grads(hiding, of_functions()[1], x)
+        PIWAE(4, 2).loss_and_grads(hiding, guide, x)
+    with pytest.raises(StructureError, match=r"by pyro\.module.*nn\.Module"):
+        PIWAE(4, 2).loss_and_grads(partial(hiding, register=True), guide, x)
 
 
 def test_dropout_in_the_guide_is_refused_where_it_would_score_its_draws_twice():
