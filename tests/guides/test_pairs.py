@@ -75,7 +75,7 @@ LAYERS = {"bottom_up", "top_down", "ladder"}
 SUMMED = {"enumerated", "enumerated_exact", "enumerated_uniform", "summed_out"}
 POINT = {"deterministic"}
 DESCRIBED = set().union(GAUSSIAN, JOINT, NO_CLOSED_FORM, DRAWN, SOFT, STRAIGHT, LAYERS, SUMMED, POINT, {"quantized"})
-READING = {"ladder", "semi_amortized", "exact"}  # parameters of the model
+READING = {"ladder", "semi_amortized"}  # parameters of the model, with a gradient
 WEIGHING = {"iwae", "renyi", "miwae", "ciwae", "piwae", "tvo", "wake_sleep"}
 
 
