@@ -40,15 +40,16 @@ TINTS = {"EM": INK, "variational EM": CLASS_COLOURS[4], "exact": BLUE, "amortize
 def bars(trace: Trace, folder: Path) -> Figure:
     """Bound and gap after each half step of those iterations in which most happens, and the gap along the whole run."""
     name = trace.way.replace(" ", "_")
-    figure = sheet(WIDTH, 780)
-    left = panel(figure, 160, 160, 870, 500)
+    figure = sheet(WIDTH, 800)
+    left = panel(figure, 160, 200, 870, 500)
     points = _liveliest(_half_steps(trace))
     _stack(left, points)
     heading(left, f"{trace.way[0].upper()}{trace.way[1:]}, iterations {points[0].iteration} to {points[-1].iteration}")
     axis_labels(left, "", "nats per datum")
     labels = [Patch(color=BLUE, label="bound F(q, θ)"), Patch(color=RUST, label="gap, log p(x) − F")]
-    left.legend(handles=labels, frameon=False, fontsize=10.5, labelcolor=INK, loc="upper left")
-    right = panel(figure, 1180, 160, 390, 500)
+    below = {"loc": "upper left", "bbox_to_anchor": (-0.02, -0.18), "ncols": 2}  # where no bar can be
+    left.legend(handles=labels, frameon=False, fontsize=10.5, labelcolor=INK, **below)
+    right = panel(figure, 1180, 200, 390, 500)
     _gap_by_half_step(right, _half_steps(trace))
     heading(right, "The gap along the run")
     axis_labels(right, "iteration", "nats per datum")
@@ -108,6 +109,7 @@ def _gap_by_half_step(axes: Axes, points: Sequence[Point]) -> None:
     order = [(p.iteration + (0.5 if p.kind == "M" else 0.0), max(p.gap, 0.0)) for p in points]
     axes.plot(*np.array(order).T, color=HAIRLINE, linewidth=0.9, zorder=1)
     axes.set_ylim(bottom=-0.03 * max(gap for _, gap in order))
+    axes.set_xscale("log")  # most happens in the first few of perhaps hundreds
     axes.legend(frameon=False, fontsize=10.5, labelcolor=INK)
 
 
