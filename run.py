@@ -67,9 +67,11 @@ def _guarded(verb: str, arguments: list[str]) -> int:
         from inference.data import DataError
         from inference.failures import out_of_memory
         from inference.grid import GridError
+        from inference.parameters import keep_in_modules
         from inference.particles import StructureError
         from inference.trainer import Diverged
     pending.deliver()
+    keep_in_modules()
     try:
         return _dispatch(verb, arguments)
     except (ConfigError, DataError, StructureError) as error:

@@ -1,5 +1,6 @@
 """The ELBO with its KL under a weight, fixed or annealed."""
 
+import math
 from typing import Literal
 
 import torch
@@ -56,17 +57,17 @@ class BetaELBO(WeightedELBO):
         max_plate_nesting: int | None = None,
         gradient: str | GradientEstimator = "reparameterized",
     ) -> None:
-        if not beta >= 0:
-            raise ValueError(f"beta must be 0 or above, got {beta}")
+        if not 0 <= beta < math.inf:
+            raise ValueError(f"beta must be 0 or above and finite, got {beta}")
         super().__init__(beta, particles, kl, max_plate_nesting, gradient)
 
 
 class AnnealedELBO(WeightedELBO):
     """The ELBO, its KL's weight raised to 1 during a warm-up (Bowman et al. 2016; in cycles, Fu et al. 2019).
 
-    From the end of the warm-up on, the weight is exactly 1 and the objective the ELBO; before, it is not a bound on
-    log p(x). The log of a run says which: each row has ``train/kl_weight``. Outside of a run, say how far it is by
-    :meth:`at`; until told, it is the ELBO.
+    From the end of the warm-up on, which is the last step at the latest, the weight is exactly 1 and the objective the
+    ELBO; before, it is not a bound on log p(x). The log of a run says which: each row has ``train/kl_weight``. Outside
+    of a run, say how far it is by :meth:`at`; until told, it is the ELBO.
 
     Args:
         warmup: the part of the run that the weight takes to reach 1 for good, from 0 to 1.

@@ -7,6 +7,7 @@ that the same seed gives the same run to rounding, under either engine and acros
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pyro.infer
@@ -17,6 +18,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten
 
 from inference.capture import CannotCapture, constants, identities
 from inference.engine import SVI, SharedOptimizer
+from inference.parameters import in_modules
 from inference.particles import Program
 from inference.step import CompiledStep, tensors_of
 from inference.updates import started
@@ -89,7 +91,8 @@ class CompiledSVI(SVI):
         """
         plain = len(args) == 1 and not kw and isinstance(args[0], Tensor)
         leaves, spec = (list(args), _ONE_TENSOR) if plain else tree_flatten((args, kw))
-        ready = self._find(leaves, spec) if self.why_eager is None else None
+        with self._store():
+            ready = self._find(leaves, spec) if self.why_eager is None else None
         if ready is not None:
             loss: Tensor | float = ready(tensors_of(leaves), [ready.numbers(self.taken)])[0]
         else:
@@ -114,7 +117,8 @@ class CompiledSVI(SVI):
         for start in range(0, len(batches), at_once):
             some = batches[start : start + at_once]
             prepare = None if before is None else lambda i, start=start: before(start + i)
-            ready = self._find_several(some, prepare) if len(some) == at_once > 1 else None
+            with self._store():
+                ready = self._find_several(some, prepare) if len(some) == at_once > 1 else None
             if ready is None:
                 losses.append(torch.stack([self._single(x, prepare, i) for i, x in enumerate(some)]))
             else:
@@ -165,6 +169,10 @@ class CompiledSVI(SVI):
         if self._constants is None:
             self._constants = constants([self.model, self.guide, self.objective])
         return self._constants
+
+    def _store(self) -> AbstractContextManager[Any]:
+        """Programs run with their parameters in their modules where the optimizer knows these, else as Pyro has it."""
+        return in_modules() if isinstance(self.optim, SharedOptimizer) else nullcontext()
 
     def eager_step(self, *args: Any, **kw: Any) -> Tensor | float:
         """One step as Pyro takes it."""

@@ -9,7 +9,7 @@ import pyro.optim
 import torch
 from torch import Tensor
 
-import models  # noqa: F401  (its Pyro settings keep parameters out of the global store)
+from inference.parameters import in_modules
 from inference.particles import Program
 
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
@@ -72,7 +72,8 @@ class SharedOptimizer(pyro.optim.PyroOptim):
 class SVI(pyro.infer.SVI):
     """Pyro's SVI for programs whose parameters live in their modules, without a host sync in the step.
 
-    The parameters are known from the optimizer, so the step does not watch the programs for them.
+    The parameters are known from the optimizer, so the step does not watch the programs for them, and keeps them out of
+    Pyro's global store.
 
     Args:
         model: Pyro program p(x, z).
@@ -128,7 +129,8 @@ class SVI(pyro.infer.SVI):
             itself wait for it.
         """
         self.optim.zero_grad()  # first: steps on other parameters may have left gradients on these
-        loss = self.loss_and_grads(self.model, self.guide, x, *args, **kw)
+        with in_modules():
+            loss = self.loss_and_grads(self.model, self.guide, x, *args, **kw)
         self.optim(batch_size=x.shape[0])
         return loss
 

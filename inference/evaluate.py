@@ -15,6 +15,7 @@ from inference.codes import code_scores, is_certain
 from inference.data import Source
 from inference.diagnostics import active_units, elbo_terms, kl_per_dimension, surgery
 from inference.export import import_arviz
+from inference.parameters import in_modules
 from inference.particles import Program, guess_max_plate_nesting, particles, validation
 from inference.table import Table
 
@@ -63,10 +64,13 @@ class Evidence:
 
 @contextmanager
 def evaluating(*programs: Program, seed: int) -> Iterator[None]:
-    """No gradients, no argument checks, evaluation mode, and random numbers of one's own: training is not disturbed."""
+    """No gradients, no argument checks, evaluation mode, and random numbers of one's own: training is not disturbed.
+
+    Parameters stay in their modules: nothing is left in Pyro's global store.
+    """
     modules = [module for program in programs if isinstance(program, nn.Module) for module in program.modules()]
     modes = [module.training for module in modules]
-    with torch.random.fork_rng(), torch.no_grad(), validation(False):
+    with in_modules(), torch.random.fork_rng(), torch.no_grad(), validation(False):
         torch.manual_seed(seed)
         for module in modules:
             module.train(False)

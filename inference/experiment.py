@@ -21,12 +21,14 @@ from inference.em_trainer import EMTrainer
 from inference.evaluate import evaluate, evaluating, evidence_table, held_out, repeated
 from inference.export import import_arviz, write_posterior
 from inference.log import read_rows
+from inference.parameters import in_modules
 from inference.particles import generate
 from inference.rundir import choose_folder, expect_run, locked, make_folder, read_summary, refuse_used, resumable
 from inference.signals import Pending, deferred
 from inference.trainer import Trainer
 
 
+@in_modules()
 def train(config: Config, console: Console) -> Path:
     """Train, evaluate and report; returns the run's directory.
 
@@ -62,6 +64,21 @@ def begin(config: Config, console: Console) -> Run:
     return Run(setup, folder, trainer)
 
 
+@in_modules()
+def rehearse(config: Config) -> None:
+    """All of :func:`begin` but its folder: whatever can be found wrong without a step is found.
+
+    Raises:
+        ConfigError: an option is bad, or the parts do not fit.
+        StructureError: the same, found when the first batch is scored.
+        DataError: the data do not do.
+    """
+    set_threads(config)
+    setup = assemble(config)
+    start_from_data(setup)
+    _trainer(setup, Path(), None).check()
+
+
 def record(run: Run) -> None:
     """Write the configuration, inside the folder's lock."""
     refuse_used(run.folder)  # once more, now that nobody else can start one
@@ -75,6 +92,7 @@ def record(run: Run) -> None:
     write_atomically(run.folder / "config.yaml", yaml.safe_dump(recipe, sort_keys=False))
 
 
+@in_modules()
 def resume(folder: Path, console: Console) -> Path:
     """Continue a run from its last checkpoint to its end, as if it had not stopped."""
     setup = reopen(folder)
@@ -99,6 +117,7 @@ def take_up(setup: Setup, folder: Path, console: Console) -> Run:
     return Run(setup, folder, trainer)
 
 
+@in_modules()
 def reevaluate(folder: Path, arguments: list[str], console: Console) -> dict[str, Any]:
     """Score a run again, with other ``evaluation.*`` options if asked; returns and rewrites its summary."""
     _allow("evaluate", arguments, "evaluation.", "device=", "threads=")
@@ -107,6 +126,7 @@ def reevaluate(folder: Path, arguments: list[str], console: Console) -> dict[str
         return finish(setup, folder, trainer, console)
 
 
+@in_modules()
 def report(folder: Path, console: Console) -> Path:
     """Draw a run's pictures and page again from its checkpoint and summary."""
     expect_run(folder)
@@ -116,11 +136,13 @@ def report(folder: Path, console: Console) -> Path:
         return _write_report(setup, folder, summary)
 
 
+@in_modules()
 def open_run(folder: Path) -> Setup:
     """A trained run's data, model and guide, with the parameters of its checkpoint."""
     return _trained(folder, [])[0]
 
 
+@in_modules()
 def sample(folder: Path, count: int, arguments: list[str]) -> Path:
     """Draw from a trained model; writes ``samples.npz`` and returns its path.
 

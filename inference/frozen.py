@@ -1,14 +1,19 @@
 """Programs whose parameters are held constant for a while."""
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import pyro
 import torch
 from pyro import poutine
+from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from inference.parameters import is_on
 from inference.structure import Program, StructureError
 
 Result = TypeVar("Result")
@@ -29,22 +34,21 @@ def held(program: Program, function: Callable[[Program], Result], what: str = "g
 
     Raises:
         StructureError: its parameters cannot be told from the rest of it, or dropout would make it another program
-            every time it is run, or it cannot score values that it did not just draw.
+            every time it is run.
     """
     owner = owner_of(program)
     if owner is None:
         return function(_with_constants(program, what))
     expect_same_twice(program, what)
     constants = {f"program.{name}": parameter.detach() for name, parameter in owner.named_parameters()}
+    run = _with_constants(program, what, constants.values())
     _forget(owner)
     try:
-        # Pyro's optimizers learn of parameters by param sites; those of the copies are none of theirs.
-        prefix = f"{owner._pyro_name}." if getattr(owner, "_pyro_name", "") else ""
-        names = {prefix + name.removeprefix("program.").removesuffix("_unconstrained") for name in constants}
-        with poutine.block(hide_fn=lambda msg: msg["type"] == "param" and _dotted(msg["args"][0]) in names):
-            return functional_call(_Calling(owner, lambda: function(program)), constants, ())
+        with _unwarned(owner):
+            return functional_call(_Calling(owner, lambda: function(run)), constants, ())
     finally:
         _forget(owner)
+        _leave_no(constants.values())
 
 
 def expect_same_twice(program: Program, what: str) -> None:
@@ -73,33 +77,52 @@ def expect_constant(score: Tensor, what: str) -> None:
         )
 
 
-def _with_constants(program: Program, what: str) -> Program:
+def _with_constants(program: Program, what: str, constants: Iterable[Tensor] = ()) -> Program:
+    # Pyro's optimizers learn of parameters by param sites; those of the copies are none of theirs.
     def run(*args: Any, **kw: Any) -> Any:
-        with poutine.block(hide_types=["param"]), _DetachedParameters(what):
+        with poutine.block(hide_types=["param"]), _DetachedParameters(what, constants):
             return program(*args, **kw)
 
     return run
 
 
 class _DetachedParameters(Messenger):
-    """Cuts the gradient between parameters and what is made of them."""
+    """Cuts the gradient between parameters and what is made of them, and keeps copies of them out of Pyro's store."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, constants: Iterable[Tensor]) -> None:
         super().__init__()
-        self.what = what
+        self.what, self.constants = what, {id(constant) for constant in constants}
+
+    def _pyro_param(self, msg: Any) -> None:
+        if len(msg["args"]) > 1 and id(msg["args"][1]) in self.constants:
+            msg["value"] = msg["args"][1]  # which nobody needs to look up, or to remember
 
     def _pyro_post_param(self, msg: Any) -> None:
-        if "$$$" in msg["name"]:
+        if "$$$" in msg["name"] and msg["value"].requires_grad:
             raise StructureError(
-                f"the {self.what} is a function that registers a net by pyro.module, whose parameters cannot be held "
+                f"the {self.what} registers a net by pyro.module that it does not own, whose parameters cannot be held "
                 f"constant: make the {self.what} an nn.Module that owns the net, or a method of one"
             )
         msg["value"] = msg["value"].detach()
 
 
-def _dotted(site: str) -> str:
-    """A parameter's name in its module; Pyro writes ``$$$`` where a module begins that is none of its own."""
-    return site.replace("$$$", ".")
+@contextmanager
+def _unwarned(owner: nn.Module) -> Iterator[None]:
+    """Without Pyro's warning, one for each parameter, that a net which is in training has constants."""
+    if is_on() and isinstance(owner, PyroModule):  # then there is none
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r".* was not registered in the param store because requires_grad=False")
+        yield
+
+
+def _leave_no(constants: Iterable[Tensor]) -> None:
+    """Take copies out of Pyro's store, where a PyroParam puts itself when it is first read."""
+    if not is_on():
+        store, copies = pyro.get_param_store(), {id(constant) for constant in constants}
+        for name in [name for name, value in store.named_parameters() if id(value) in copies]:
+            del store[name]
 
 
 class _Calling(nn.Module):

@@ -18,6 +18,7 @@ from inference.divergence import Diverged, advice, divergence
 from inference.engine import SVI
 from inference.failures import one_line, out_of_memory
 from inference.log import append_row, drop_rows_after
+from inference.parameters import in_modules
 from inference.particles import StructureError, first_non_finite_site, validation
 from inference.schedules import SCHEDULES
 from inference.settings import TrainerSettings
@@ -83,6 +84,7 @@ class Trainer:
         programs = {"model": self.svi.model, "guide": self.svi.guide, "objective": self.svi.objective}
         return {name: program for name, program in programs.items() if isinstance(program, nn.Module)}
 
+    @in_modules()
     def fit(self) -> None:
         """Train from where we are to the last step.
 
@@ -139,6 +141,7 @@ class Trainer:
         if some:
             yield some
 
+    @in_modules()
     def check(self) -> None:
         """Score one batch under Pyro's argument checks, which cost a sync each and are off in the steps.
 
@@ -185,7 +188,8 @@ class Trainer:
         """Set the learning rate, weights and temperatures of the step that comes after ``i`` more."""
         progress = (self.step + i) / self.total_steps
         self.svi.optim.set_learning_rate(self.settings.learning_rate * self._schedule(progress))
-        self.svi.at(progress)
+        last = max(self.total_steps - 1, 1)  # what is annealed is at its end in the last step, not after it
+        self.svi.at(min((self.step + i + (self.total_steps == 1)) / last, 1.0))
 
     def take_step(self, x: Tensor) -> None:
         """One step on a batch."""

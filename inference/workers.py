@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
+from inference.parameters import is_on, keep_in_modules
 from inference.signals import Interrupted
 
 Item = TypeVar("Item")
@@ -40,7 +41,7 @@ def spread(work: Callable[[Item], Result], items: Sequence[Item], jobs: int) -> 
     if jobs == 1:
         yield from ((place, work(item)) for place, item in enumerate(items))
         return
-    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_follow_parent)
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(is_on(),))
     try:
         futures = {pool.submit(_stopping, work, item): place for place, item in enumerate(items)}
         for future in as_completed(futures):
@@ -54,6 +55,13 @@ def spread(work: Callable[[Item], Result], items: Sequence[Item], jobs: int) -> 
         raise
     finally:
         pool.shutdown()
+
+
+def _begin(parameters_in_modules: bool) -> None:
+    """Start a process as the one it works for is set up."""
+    if parameters_in_modules:
+        keep_in_modules()
+    _follow_parent()
 
 
 def _follow_parent() -> None:

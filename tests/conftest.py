@@ -10,6 +10,10 @@ import pyro
 import pytest
 import torch
 
+from inference.parameters import keep_in_modules
+
+keep_in_modules()  # as the command line does; test_pyro_modes.py is about scripts that do not
+
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

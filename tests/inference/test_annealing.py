@@ -10,7 +10,10 @@ import torch
 from guides.amortized import Amortized
 from guides.exact import ExactPosterior
 from guides.gaussian import DiagonalNormal
+from inference import experiment
 from inference.annealing import AnnealedELBO, BetaELBO
+from inference.assemble import assemble
+from inference.config import ConfigError, load
 from inference.objectives import ELBO
 from inference.particles import particles
 from models.nets import Linear
@@ -214,3 +217,36 @@ def test_the_weight_stays_outside_of_the_scale_of_the_data(linear):
 def test_bad_options_are_refused(make, reason):
     with pytest.raises(ValueError, match=reason):
         make()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 20])
+def test_the_last_step_of_a_warmup_over_the_whole_run_is_at_exactly_one(steps, tmp_path):
+    small = ["model.latent_dim=2", "encoder.hidden=[4]", "decoder.hidden=[4]", f"trainer.steps={steps}"]
+    config = load(["data=iris", "device=cpu", "objective=annealed", "objective.warmup=1", *small])
+    trainer = experiment._trainer(assemble(config), tmp_path, None)
+    weights = []
+    for step in range(trainer.total_steps):
+        trainer.prepare(step)
+        weights.append(float(trainer.svi.objective.kl_weight))
+    assert weights[-1] == 1
+    assert weights == sorted(weights)
+    assert steps == 1 or weights[0] == 0
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "objective=beta objective.beta=inf", "objective=free_bits objective.nats=inf",
+        "objective=infovae objective.scale=nan", "objective=infovae objective.scale=-5",
+        "objective=infovae objective.alpha=inf", "objective=infovae objective.bandwidth=inf",
+        "objective=renyi objective.alpha=nan", "objective=ciwae objective.weight=nan",
+        "objective=tvo objective.first=nan",
+        "objective=annealed objective.warmup=inf", "objective=annealed objective.start=nan",
+        "objective=vq objective.commitment=inf", "objective=vq objective.codebook_rate=nan",
+    ],
+)  # fmt: skip
+def test_options_that_are_no_numbers_are_refused_by_name(bad):
+    word, option = bad.split()
+    name = option.partition("=")[0].removeprefix("objective.")
+    with pytest.raises(ConfigError, match=rf"^{word}: {name} .*got"):
+        assemble(load(["data=iris", "device=cpu", *bad.split()]))
