@@ -58,10 +58,16 @@ def _check_divergence(family: str, model: Any) -> None:
     if support is None:
         return
     where, tail_order = region(support), model.prior.tail_order or 0
-    accepted = families_inside(where, tail_order)
+    steep = model.prior.steep
+    accepted = families_inside(where, tail_order, steep)
     if family not in accepted:
         listed = f"a family inside it: {', '.join(accepted)}" if accepted else "no family under that prior"
-        if family in families_inside(where):
+        if family in families_inside(where, tail_order):
+            reason = (
+                f"-log p(z) of the prior grows exponentially to the {steep}, and the mean of an exponential is "
+                f"infinite for members of {family}, whose tail there is too heavy"
+            )
+        elif family in families_inside(where):
             reason = (
                 f"{family} has absolute moments up to order {FAMILIES[family].moments:g}, and -log p(z) of the prior "
                 f"grows like order {tail_order:g}"

@@ -1,7 +1,6 @@
 """Variational parameters of each datum's own: classical inference, without amortization."""
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import pyro
 import pyro.distributions as dist
@@ -30,8 +29,6 @@ class LocallyFitted(Conditional):
         step_size: the fraction of the way to the optimum that a step takes; see :func:`guides.refinement.refine`.
     """
 
-    amortized: ClassVar[bool] = False  # nothing is lost to a network that serves all data
-
     def __init__(self, model: PyroModule, steps: int = 30, step_size: float = 0.3) -> None:
         check_steps(steps, step_size)
         joint = JointDensity(model, "LocallyFitted")
@@ -45,6 +42,22 @@ class LocallyFitted(Conditional):
         start = torch.zeros(batch + self.event_shape, dtype=x.dtype, device=x.device)
         loc, log_scale = refine(self.joint.of(x), start, start, self.steps, self.step_size)
         return dist.Normal(loc, log_scale.exp()).to_event(1)
+
+    def localized(self, x: Tensor) -> Conditional:
+        """The same family with parameters for each of the data ``(N, *context_shape)``, which start from this fit."""
+        q = self(x).base_dist
+        return _Fitted(q.loc, q.scale.log(), self.context_shape)
+
+
+class _Fitted(Conditional):
+    """Diagonal normals, one for each of N data: locations and log standard deviations ``(N, *event_shape)``."""
+
+    def __init__(self, loc: Tensor, log_scale: Tensor, context_shape: Sequence[int]) -> None:
+        super().__init__(loc.shape[1:], context_shape)
+        self.loc, self.log_scale = nn.Parameter(loc.detach().clone()), nn.Parameter(log_scale.detach().clone())
+
+    def forward(self, *context: Tensor) -> dist.Distribution:
+        return dist.Normal(self.loc, self.log_scale.exp()).to_event(1)
 
 
 class FreeNormal(PyroModule):

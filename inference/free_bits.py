@@ -1,5 +1,6 @@
 """The ELBO with a part of its KL for free."""
 
+import math
 from typing import Literal
 
 import torch
@@ -42,8 +43,8 @@ class FreeBits(ELBO):
         gradient: str | GradientEstimator = "reparameterized",
     ) -> None:
         super().__init__(particles, kl, max_plate_nesting, gradient)
-        if not nats >= 0:
-            raise ValueError(f"nats must be 0 or above, got {nats}")
+        if not 0 <= nats < math.inf:
+            raise ValueError(f"nats must be 0 or above and finite, got {nats}")
         if group not in ("dimension", "site", "all"):
             raise ValueError(f"group must be 'dimension', 'site' or 'all', got {group!r}")
         if floor_of not in ("batch", "datum"):

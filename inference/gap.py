@@ -19,8 +19,9 @@ class Gaps:
     """log p(x) - ELBO of each datum taken apart, ``(N,)`` nats each; the first two add up to the whole.
 
     ``approximation`` is what the best member of the family for the datum itself leaves; ``amortization`` what is lost
-    because one network has to find it. Estimates: the local optimum is searched by gradient and log p(x) is
-    importance-sampled from it; both fall short on average, and each datum's gaps have Monte-Carlo noise of either sign.
+    because one network has to find it, or an inner optimization that stops short of it. Estimates: the local optimum
+    is searched by gradient and log p(x) is importance-sampled from it; both fall short on average, and each datum's
+    gaps have Monte-Carlo noise of either sign.
     """
 
     log_p: Tensor
@@ -51,8 +52,9 @@ def localize(guide: nn.Module, x: Tensor) -> nn.Module:
     """A copy of a guide with parameters of their own for each datum: the family without the amortization.
 
     Every network that reads the data is replaced by its outputs for ``x``, ``(N, *event_shape)``, and a part that reads
-    nothing by as many copies of itself (its ``for_each``). A guide that says it is not ``amortized`` is left as it is,
-    and so is what else the family has, the coefficients of a flow, say.
+    nothing by as many copies of itself (its ``for_each``); one that fits each datum whenever it is asked, by its fit
+    with parameters to go on from (its ``localized``). What else the family has stays as it is for all data: the
+    coefficients of a flow, say, that its nets do not read off the datum.
 
     Raises:
         ValueError: nothing in the guide depends on the datum.
@@ -60,13 +62,16 @@ def localize(guide: nn.Module, x: Tensor) -> nn.Module:
     local = copy.deepcopy(guide)
     for parameter in local.parameters():
         parameter.requires_grad_(False)  # of the copy
-    found = any(getattr(module, "amortized", True) is False for module in local.modules())
+    found = False
     for module in list(local.modules()):
         if hasattr(module, "for_each"):
             module.for_each(len(x))  # type: ignore[operator]
             found = True
         for name, child in list(module.named_children()):
-            if getattr(child, "in_shape", None) == x.shape[1:]:
+            if hasattr(child, "localized"):
+                setattr(module, name, child.localized(x))
+                found = True
+            elif getattr(child, "in_shape", None) == x.shape[1:]:
                 setattr(module, name, Rows(child(x)))
                 found = True
     if not found:
@@ -108,8 +113,6 @@ def gaps(
 def fit(model: Program, local: nn.Module, x: Tensor, steps: int, learning_rate: float) -> None:
     """Maximize the ELBO of each datum over its own parameters; the model's are not touched."""
     parameters = [parameter for parameter in local.parameters() if parameter.requires_grad]
-    if not parameters:
-        return  # a guide that is not amortized has nothing to gain
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
     objective = ELBO(particles=8)
     for step in range(steps):

@@ -227,16 +227,22 @@ def _saved_bytes(
     x: Tensor,
     blocks: Mapping[str, Sequence[nn.Parameter]],
 ) -> int:
-    """Bytes of the distinct tensors that autograd keeps for the backward pass, parameters not counted."""
+    """Bytes of the distinct tensors that autograd keeps for the backward pass, parameters not counted.
+
+    Of a tensor that is a part of another one, such as a batch of all data, no more counts than is kept of it.
+    """
     own = {p.untyped_storage().data_ptr() for ps in blocks.values() for p in ps}
-    kept: dict[int, int] = {}
+    kept: dict[int, dict[tuple[int, int], int]] = {}  # by storage: bytes of its parts
+    whole: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
+        if (place := storage.data_ptr()) not in own:
+            part = tensor.storage_offset(), tensor.numel()  # numel counts what expand repeats; capped below
+            kept.setdefault(place, {})[part] = tensor.numel() * tensor.element_size()
+            whole[place] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         draw_gradient(objective, model, guide, x, blocks)
-    return sum(kept.values())
+    return sum(min(sum(parts.values()), whole[place]) for place, parts in kept.items())

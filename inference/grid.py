@@ -17,8 +17,10 @@ from hydra.errors import HydraException
 from inference.checkpoint import write_atomically
 from inference.config import ConfigError, load, parse_argument
 from inference.console import Console, Quiet
+from inference.data import DataError
 from inference.groups import in_groups
 from inference.signals import Interrupted, raised
+from inference.structure import StructureError
 from inference.study import Section, draw_grid, words_with_error, write_study
 from inference.table import COLUMNS, Table, over_seeds
 from inference.workers import WorkerError, jobs_for, spread
@@ -135,8 +137,7 @@ def run_grid(
     Returns:
         The table of means and standard errors over seeds, and the results one by one.
     """
-    for point in points:
-        load(point.arguments)  # a bad option is found before anything is trained
+    _rehearse(points, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -170,6 +171,25 @@ def run_grid(
     write_atomically(folder / "table.csv", table.to_csv())
     write_atomically(folder / "table.json", table.to_json())
     return table, results
+
+
+def _rehearse(points: Sequence[Point], folder: Path) -> None:
+    """Find bad options and parts that do not fit before anything is trained; seeds are no different for that."""
+    from inference import experiment
+
+    configs = [load(point.arguments) for point in points]
+    seen = set()
+    for point, config in zip(points, configs, strict=True):
+        same = tuple(argument for argument in point.arguments if not argument.startswith("seed="))
+        if len(points) == 1 or same in seen or (folder / point.name / "config.yaml").exists():
+            continue  # one run says it itself, and what has begun has been through it
+        seen.add(same)
+        try:
+            experiment.rehearse(config)
+        except (ConfigError, DataError, StructureError) as error:
+            raise ConfigError(f"{point.name}: {error}") from None
+        except (RuntimeError, MemoryError):
+            continue  # numbers that are not finite, say: recorded with the run, while the others go on
 
 
 def _remember(points: Sequence[Point], path: Path) -> None:

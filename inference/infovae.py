@@ -1,5 +1,6 @@
 """InfoVAE: the aggregated posterior is held to the prior by a maximum mean discrepancy."""
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -90,8 +91,11 @@ class InfoVAE(ELBO):
         super().__init__(particles, kl, max_plate_nesting, gradient)
         if kernel not in KERNELS:
             raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, got {kernel!r}")
-        if not bandwidth >= 0:
-            raise ValueError(f"bandwidth must be 0 or above, got {bandwidth}")
+        for name, value in (("scale", scale), ("bandwidth", bandwidth)):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be 0 or above and finite, got {value}")
+        if not math.isfinite(alpha):
+            raise ValueError(f"alpha must be finite, got {alpha}")
         self.alpha, self.scale, self.bandwidth = alpha, scale, bandwidth
         self.kernel = KERNELS[kernel]
 

@@ -1,5 +1,6 @@
 """The objective of vector-quantized models."""
 
+import math
 from typing import Any
 
 import torch
@@ -37,8 +38,8 @@ class VectorQuantization(ELBO):
     ) -> None:
         super().__init__(1, "analytic", max_plate_nesting)
         for name, value in (("commitment", commitment), ("codebook_rate", codebook_rate)):
-            if not value >= 0:
-                raise ValueError(f"{name} must be 0 or above, got {value}")
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be 0 or above and finite, got {value}")
         self.commitment, self.codebook_rate = commitment, codebook_rate
 
     def estimate(self, model: Program, guide: Program, *args: Any, **kw: Any) -> tuple[Tensor, Particles]:

@@ -45,7 +45,10 @@ class Family:
         moments: the largest whole order of which every member has a finite absolute moment.
         tail_order: minus the log-density of every member grows no faster than this power of |z|; infinite where
             no one power will do. The mean of one family's log-density under another is finite where the other has
-            moments of this order.
+            moments of this order, and is light where this one is steep.
+        steep: the side on which minus the log-density of members grows exponentially: ``"left"`` or ``"right"``.
+        light: the side on which E exp(t |z|) is finite for every t, or ``"both"``; none need say so of the left
+            whose draws are not negative.
     """
 
     constructor: Callable[..., dist.TorchDistribution]
@@ -57,6 +60,12 @@ class Family:
     score_identity: bool = True
     moments: float = math.inf
     tail_order: float = math.inf
+    steep: str = ""
+    light: str = ""
+
+    def is_light(self, side: str) -> bool:
+        """Whether exponentials of any rate have a mean on that side."""
+        return self.light in (side, "both") or (side == "left" and self.support != "real")
 
     def shapes(self, event_shape: Sequence[int]) -> dict[str, torch.Size]:
         """The shape of each parameter, batch dimensions apart.
@@ -106,7 +115,7 @@ FAMILIES: dict[str, Family] = {
     "exponential": Family(dist.Exponential, {"rate": _positive}, (INVERSE_CDF,), "positive", tail_order=1),
     "cauchy": Family(Cauchy, _loc_scale, (INVERSE_CDF,), moments=0, tail_order=0),
     "logistic": Family(Logistic, _loc_scale, (INVERSE_CDF, LOCATION_SCALE), tail_order=1),
-    "rayleigh": Family(Rayleigh, {"scale": _positive}, (INVERSE_CDF,), "positive", tail_order=2),
+    "rayleigh": Family(Rayleigh, {"scale": _positive}, (INVERSE_CDF,), "positive", tail_order=2, light="right"),
     "pareto": Family(
         Pareto,
         {"scale": _positive, "alpha": _above(2.0)},
@@ -124,9 +133,17 @@ FAMILIES: dict[str, Family] = {
         "positive",
         moving_support=True,
         score_identity=False,
+        light="right",
     ),
-    "gompertz": Family(Gompertz, {"concentration": _positive, "rate": _positive}, (INVERSE_CDF,), "positive"),
-    "gumbel": Family(dist.Gumbel, _loc_scale, (INVERSE_CDF,)),
+    "gompertz": Family(
+        Gompertz,
+        {"concentration": _positive, "rate": _positive},
+        (INVERSE_CDF,),
+        "positive",
+        steep="right",
+        light="right",
+    ),
+    "gumbel": Family(dist.Gumbel, _loc_scale, (INVERSE_CDF,), steep="left", light="left"),
     "erlang": Family(Erlang, {"rate": _positive}, (COMPOSITION,), "positive", tail_order=1),
     "laplace": Family(dist.Laplace, _loc_scale, (LOCATION_SCALE,), tail_order=1),
     "elliptical": Family(
@@ -137,15 +154,21 @@ FAMILIES: dict[str, Family] = {
     ),
     "student_t": Family(dist.StudentT, {"df": _above(2.0), **_loc_scale}, (LOCATION_SCALE,), moments=2, tail_order=0),
     "uniform": Family(
-        uniform, {"loc": _real, "width": _positive}, (LOCATION_SCALE,), moving_support=True, score_identity=False
+        uniform,
+        {"loc": _real, "width": _positive},
+        (LOCATION_SCALE,),
+        moving_support=True,
+        score_identity=False,
+        light="both",
     ),
     "triangular": Family(
         Triangular,
         {"loc": _real, "width": _positive, "peak": constraints.unit_interval},
         (LOCATION_SCALE,),
         moving_support=True,
+        light="both",
     ),
-    "gaussian": Family(dist.Normal, _loc_scale, (LOCATION_SCALE,), tail_order=2),
+    "gaussian": Family(dist.Normal, _loc_scale, (LOCATION_SCALE,), tail_order=2, light="both"),
     "lognormal": Family(dist.LogNormal, _loc_scale, (COMPOSITION,), "positive", tail_order=1),
     "gamma": Family(
         dist.Gamma, {"concentration": _positive, "rate": _positive}, (COMPOSITION,), "positive", tail_order=1
@@ -157,6 +180,7 @@ FAMILIES: dict[str, Family] = {
         "simplex",
         event_dim=1,
         tail_order=0,
+        light="both",
     ),
     "beta": Family(
         dist.Beta,
@@ -164,6 +188,7 @@ FAMILIES: dict[str, Family] = {
         (COMPOSITION,),
         "unit interval",
         tail_order=0,
+        light="both",
     ),
     "chi2": Family(dist.Chi2, {"df": _positive}, (COMPOSITION,), "positive", tail_order=1),
     "f": Family(
@@ -207,10 +232,14 @@ def region(support: constraints.Constraint) -> str | None:
     return by_type.get(type(support))
 
 
-def families_inside(where: str | None, tail_order: float = 0) -> list[str]:
-    """The words of all families that have a finite divergence from a density on that region with such tails."""
+def families_inside(where: str | None, tail_order: float = 0, steep: str = "") -> list[str]:
+    """The words of all families that have a finite divergence from a density on that region with such tails.
+
+    For ``tail_order`` and ``steep``, see :class:`Family`.
+    """
     inside = _CONTAINS.get(where or "", ())
-    return sorted(w for w, family in FAMILIES.items() if family.support in inside and family.moments >= tail_order)
+    finite = {w: f for w, f in FAMILIES.items() if f.support in inside and f.moments >= tail_order}
+    return sorted(word for word, family in finite.items() if not steep or family.is_light(steep))
 
 
 class FamilyPrior(Conditional):
@@ -230,7 +259,7 @@ class FamilyPrior(Conditional):
         if find(family).moving_support:
             fixed = ", ".join(sorted(word for word, other in FAMILIES.items() if not other.moving_support))
             raise ValueError(f"the support of {family} moves with its parameters, away from latents; accepted: {fixed}")
-        self.family, self.tail_order = family, find(family).tail_order
+        self.family, self.tail_order, self.steep = family, find(family).tail_order, find(family).steep
         self.unconstrained = nn.Parameter(torch.zeros(find(family).output_shape(event_shape)))
 
     def forward(self, *context: Tensor) -> dist.Distribution:

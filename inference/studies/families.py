@@ -106,7 +106,7 @@ def _draw(table: Table, folder: Path) -> Figure:
         first, second = row["approximation_gap"], row["amortization_gap"]
         axes.barh(place, first, height=0.6, color=BLUE, label="approximation: the family" if place == 0 else None)
         axes.barh(place, second, left=first, height=0.6, color=PALE_BLUE,
-                  label="amortization: the encoder" if place == 0 else None)  # fmt: skip
+                  label="amortization: the encoder, or too few inner steps" if place == 0 else None)  # fmt: skip
         axes.errorbar(first + second, place, xerr=row["inference_gap_stderr"] or 0.0, color=RUST, elinewidth=1.4)
     axes.set_yticks(range(len(rows)), [row["guide"].replace("_", " ") for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -118,7 +118,8 @@ def _draw(table: Table, folder: Path) -> Figure:
     save(figure, path)
     caption = (
         "The gap between log p(x) and the bound, from left to right: what even the best member of the family for "
-        "each datum leaves, and what is lost because one network must find it. Whiskers: one standard error over data."
+        "each datum leaves, and what is lost because one network, or an inner optimization of a few steps, must find "
+        "it. Whiskers: one standard error over data alone; how much seeds differ is in the table of all held-out data."
     )
     return Figure("gaps", "The inference gap, taken apart", caption, path)
 
@@ -138,5 +139,9 @@ def _reading(settings: FamiliesSettings) -> list[str]:
         f"Measured on {settings.data} held-out data. For each, the variational parameters that its encoder gave are "
         f"improved by {settings.steps} gradient steps of its own; log p(x) is importance-sampled from the result with "
         f"{settings.particles:,} draws. Both searches fall short on average, so the gaps are if anything larger. Each "
-        "family's model is trained with it: a poor family also bends the model towards posteriors that it can fit."
+        "family's model is trained with it: a poor family also bends the model towards posteriors that it can fit.",
+        "What is searched for each datum is all that the encoder writes. What a flow has for all data alike (the nets "
+        "of realnvp, iaf and spline) it keeps, so that its best member is the best start and context of the flow as "
+        "trained. Standard errors of the gaps are over data, of means over seeds; those of the table of all held-out "
+        "data are over seeds.",
     ]

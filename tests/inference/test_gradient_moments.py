@@ -210,3 +210,12 @@ def test_more_particles_keep_more_for_the_backward_pass():
     testbed = linear()
     few, many = (measure(IWAE(k), testbed.model, testbed.guide, testbed.x, 3).saved_bytes for k in (2, 64))
     assert many > 8 * few
+
+
+def test_of_a_batch_that_is_a_part_of_all_data_the_batch_alone_is_counted():
+    testbed = linear()
+    many = torch.cat([testbed.x, torch.randn(20_000, *testbed.x.shape[1:])])
+    alone, part = (
+        measure(IWAE(2), testbed.model, testbed.guide, x, 3).saved_bytes for x in (testbed.x, many[: len(testbed.x)])
+    )
+    assert alone == part > 0

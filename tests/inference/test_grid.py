@@ -91,3 +91,15 @@ def test_a_bad_grid_is_refused_before_anything_runs(arguments, message, tmp_path
     with pytest.raises(ConfigError, match=message):
         grid([*arguments, f"run.dir={tmp_path / 'grid'}"], Quiet())
     assert not list((tmp_path / "grid").glob("*/config.yaml"))
+
+
+def test_parts_that_do_not_fit_are_found_before_the_first_run(tmp_path):
+    """A gradient that a bound has not, told by its name alone; and a pair that only a first batch tells apart."""
+    for key, values, extra, named in (
+        ("objective", "elbo,iwae", ["objective.gradient=stl", "objective.particles=2"], "objective=iwae: .*biased"),
+        ("guide", "diagonal,semi_amortized", ["objective=piwae"], "guide=semi_amortized: .*the same parameters"),
+    ):
+        folder = tmp_path / key
+        with pytest.raises(ConfigError, match=named):
+            grid(["data=iris", f"{key}={values}", *extra, "trainer.steps=2", f"run.dir={folder}"], Quiet())
+        assert not list(folder.glob("*/metrics.jsonl"))

@@ -662,3 +662,47 @@ def test_by_name():
     assert setup.guide.core.family == "dirichlet"
     with pytest.raises(ConfigError, match=r"guide=family: KL.* draws of dirichlet .*prior.family=dirichlet"):
         assemble(load(["guide=family", "guide.family=dirichlet"]))
+
+
+STEEP = {"gompertz": "right", "gumbel": "left"}
+
+
+@pytest.mark.parametrize("word", sorted(FAMILIES))
+def test_tails_that_an_exponential_outgrows_are_scipys(word):
+    """Far out, -log p that grows faster than |z| leaves exponentials a mean."""
+    family = FAMILIES[word]
+    assert family.steep == STEEP.get(word, "")
+    if word in ("dirichlet", "elliptical", "weibull"):  # on a simplex; of any power
+        assert word == "dirichlet" or not family.is_light("right")
+        return
+    with np.errstate(all="ignore"):
+        for side, where in ((1, "right"), (-1, "left")):
+            far, beyond = -by_scipy(word).logpdf(side * np.array([1e4, 1e5]))
+            outgrows = not np.isfinite(beyond) or beyond / far > 20  # faster than a line
+            assert family.is_light(where) == outgrows, where
+
+
+@pytest.mark.parametrize(
+    ("prior", "q", "finite"),
+    [
+        *(("gompertz", q, False) for q in ("lognormal", "gamma", "exponential", "erlang", "chi2", "weibull", "f")),
+        *(("gompertz", q, True) for q in ("rayleigh", "gompertz", "reciprocal", "beta")),
+        *(("gumbel", q, False) for q in ("laplace", "logistic", "student_t", "elliptical", "cauchy")),
+        *(("gumbel", q, True) for q in ("gaussian", "uniform", "triangular", "gumbel", "gamma", "lognormal")),
+    ],
+)
+def test_priors_that_fall_exponentially_ask_for_means_of_exponentials(prior, q, finite):
+    words = ["data=iris", "device=cpu", "prior=family", f"prior.family={prior}", "guide=family", f"guide.family={q}"]
+    if finite:
+        assemble(load(words))
+    else:
+        with pytest.raises(ConfigError, match=r"KL\(q \|\| p\) is infinite.*accepted: "):
+            assemble(load(words))
+
+
+def test_what_is_refused_has_means_that_run_away():
+    """log p of a Gompertz prior under a log-normal: finite at every draw, and without a mean."""
+    z = FAMILIES["lognormal"].constructor(torch.zeros(100_000), torch.ones(100_000)).rsample()
+    log_p = FAMILIES["gompertz"].constructor(torch.ones(()), torch.ones(())).log_prob(z)
+    assert float(log_p.mean()) < -1e6
+    assert float(log_p.median()) > -20
