@@ -6,14 +6,21 @@ from dataclasses import replace
 from math import log, prod
 
 import torch
-from pyro.infer.util import is_validation_enabled
 from pyro.nn import PyroModule
 from pyro.nn.module import to_pyro_module_
 from torch import Tensor, nn
 
-from inference.gradients import Bound, Draw, GradientEstimator, expect_density, expect_score_identity, with_gradient
+from inference.gradients import (
+    Bound,
+    Draw,
+    GradientEstimator,
+    expect_density,
+    expect_own_targets,
+    expect_score_identity,
+    with_gradient,
+)
 from inference.particles import Particles
-from inference.structure import StructureError, expect_separate
+from inference.structure import StructureError
 
 
 class ScoreFunction(GradientEstimator, ABC):
@@ -173,11 +180,9 @@ class NormalizedNVIL(NVIL):
                 "kl=monte_carlo"
             )
 
-    def baseline(self, objective: Bound, draws: Particles, signal: Tensor, x: Tensor) -> Tensor:
-        if is_validation_enabled():
-            log_joint = draws.log_likelihood + draws.log_prior
-            expect_separate(log_joint, draws.log_q, f"gradient={self.name}", "use gradient=nvil")
-        return super().baseline(objective, draws, signal, x)
+    def estimate(self, objective: Bound, draw: Draw, x: Tensor) -> tuple[Tensor, Particles]:
+        expect_own_targets(draw, f"gradient={self.name}", "use gradient=nvil")
+        return super().estimate(objective, draw, x)
 
     def scale(self) -> Tensor:
         """Standard deviation of the signal less its baseline, in nats, but at least 1; shape ``()``."""

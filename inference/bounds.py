@@ -10,10 +10,10 @@ from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
 from inference.frozen import expect_constant, held, owner_of
-from inference.gradients import GradientEstimator, with_gradient
+from inference.gradients import GradientEstimator, expect_own_targets, with_gradient
 from inference.objectives import IWAE, Objective, log_mean_exp
 from inference.particles import Particles, Program
-from inference.structure import StructureError, expect_separate
+from inference.structure import StructureError
 
 
 class Renyi(Objective):
@@ -39,7 +39,7 @@ class Renyi(Objective):
     ) -> None:
         super().__init__(particles, max_plate_nesting, gradient)
         if math.isnan(alpha):
-            raise ValueError("alpha must be a number, or -inf for the largest log-weight")
+            raise ValueError("alpha must be a number, or -inf for the largest log-weight, got nan")
         self.alpha = alpha
 
     @property
@@ -165,12 +165,11 @@ class PIWAE(IWAE):
 
     def estimate(self, model: Program, guide: Program, *args: Any, **kw: Any) -> tuple[Tensor, Particles]:
         self._check_programs(model, guide, *args, **kw)
+        drawing = self.drawing(model, guide, *args, **kw)
+        expect_own_targets(drawing, "PIWAE", "use objective=miwae, ciwae or iwae", (model, guide))
         for_guide = held(model, lambda program: self.guide_target.bound(program, guide, *args, **kw), "model")
-        draws = self.drawing(model, guide, *args, **kw)(detach_draws=True)
+        draws = drawing(detach_draws=True)
         self.check_draws(draws)
-        if is_validation_enabled():
-            log_joint = draws.log_likelihood + draws.log_prior
-            expect_separate(log_joint, draws.log_q, "PIWAE", "use objective=miwae, ciwae or iwae", (model, guide))
         for_model = self.from_particles(replace(draws, log_q=draws.log_q.detach()))
         return with_gradient(for_model, for_model + for_guide), draws
 

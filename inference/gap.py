@@ -69,7 +69,7 @@ def localize(guide: nn.Module, x: Tensor) -> nn.Module:
             found = True
         for name, child in list(module.named_children()):
             if hasattr(child, "localized"):
-                setattr(module, name, child.localized(x))
+                setattr(module, name, child.localized(x))  # type: ignore[operator]
                 found = True
             elif getattr(child, "in_shape", None) == x.shape[1:]:
                 setattr(module, name, Rows(child(x)))

@@ -9,13 +9,15 @@ numbers it is made of; ``combine``, which makes the bound of them; and ``linear`
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Protocol
 
+import torch
+from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 
 from inference.particles import Particles
-from inference.structure import StructureError
+from inference.structure import Program, StructureError, expect_separate
 
 Draw = Callable[..., Particles]  # particles(...) with everything given but how gradients flow
 
@@ -98,6 +100,17 @@ def expect_score_identity(draws: Particles, name: str) -> None:
             f"the support of the guide's sites {sites} moves with its parameters and the density jumps at its edge, so "
             f"that the mean of the score is not zero and the {name} gradient is biased; use gradient=reparameterized"
         )
+
+
+def expect_own_targets(draw: Draw, who: str, instead: str, programs: Iterable[Program] = ()) -> None:
+    """Refuse programs with a parameter in common, while arguments are checked; see :func:`expect_separate`.
+
+    Draws once more, for the check of a whole run is made without gradients.
+    """
+    if is_validation_enabled():
+        with torch.random.fork_rng(), torch.enable_grad():
+            draws = draw(detach_draws=True)
+        expect_separate(draws.log_likelihood + draws.log_prior, draws.log_q, who, instead, programs)
 
 
 def _has_score_identity(q: Any) -> bool:

@@ -71,8 +71,9 @@ def expect_separate(log_joint: Tensor, log_q: Tensor, who: str, instead: str, pr
 
 def _leaves(tensor: Tensor) -> dict[int, Tensor]:
     """The tensors that a gradient would reach, by identity."""
-    found, seen = {}, set()
-    pending = [tensor.grad_fn]
+    found: dict[int, Tensor] = {}
+    seen: set[Any] = set()
+    pending: list[Any] = [tensor.grad_fn]
     while pending:
         node = pending.pop()
         if node is None or node in seen:

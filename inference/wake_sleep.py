@@ -3,20 +3,19 @@
 from dataclasses import replace
 from typing import Any, Literal
 
-import torch
-from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
 from inference.gradients import (
     Draw,
     PathScaling,
+    expect_own_targets,
     expect_reparameterized,
     expect_score_identity,
     with_gradient,
 )
 from inference.objectives import GRADIENTS, IWAE
 from inference.particles import Particles, Program, dream
-from inference.structure import StructureError, expect_separate
+from inference.structure import StructureError
 
 
 class WakeSleep(IWAE):
@@ -55,22 +54,14 @@ class WakeSleep(IWAE):
 
     def estimate(self, model: Program, guide: Program, *args: Any, **kw: Any) -> tuple[Tensor, Particles]:
         draw = self.drawing(model, guide, *args, **kw)
+        expect_own_targets(draw, "wake-sleep", "use objective=iwae or tvo", (model, guide))
         if self.doubly_reparameterized:
-            if is_validation_enabled():
-                with torch.random.fork_rng():
-                    self._expect_separate(draw(detach_draws=True), model, guide)
             return self._doubly_reparameterized(draw)
         draws = draw(detach_draws=True)
         self.check_draws(draws)
         expect_score_identity(draws, "weighted")
-        if is_validation_enabled():
-            self._expect_separate(draws, model, guide)
         for_model = self.from_particles(replace(draws, log_q=draws.log_q.detach()))
         return with_gradient(for_model, for_model + self._for_guide(draws, model, guide, *args, **kw)), draws
-
-    def _expect_separate(self, draws: Particles, model: Program, guide: Program) -> None:
-        log_joint = draws.log_likelihood + draws.log_prior
-        expect_separate(log_joint, draws.log_q, "wake-sleep", "use objective=iwae or tvo", (model, guide))
 
     def _for_guide(self, draws: Particles, model: Program, guide: Program, *args: Any, **kw: Any) -> Tensor:
         wake = (draws.log_weight.detach().softmax(0) * draws.log_q).sum(0)

@@ -198,6 +198,8 @@ def test_two_targets_for_one_parameter_are_refused(make, objective):
     x = torch.randn(5, 3)
     with pytest.raises(StructureError, match=r"both depend on the same parameters.*use (objective|gradient)="):
         objective.bound(model, guide, x)
+    with torch.no_grad(), pytest.raises(StructureError, match="both depend"):  # as a run is checked before it starts
+        objective.bound(model, guide, x)
     model, guide, _ = perturbed(partial(semi_amortized, unroll=False))  # what it reads is a constant
     assert objective.bound(model, guide, x).requires_grad
 

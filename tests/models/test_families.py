@@ -672,7 +672,7 @@ def test_tails_that_an_exponential_outgrows_are_scipys(word):
     """Far out, -log p that grows faster than |z| leaves exponentials a mean."""
     family = FAMILIES[word]
     assert family.steep == STEEP.get(word, "")
-    if word in ("dirichlet", "elliptical", "weibull"):  # on a simplex; of any power
+    if word in ("dirichlet", "elliptical", "weibull", "laplace"):  # on a simplex; of any power; scipy underflows
         assert word == "dirichlet" or not family.is_light("right")
         return
     with np.errstate(all="ignore"):
