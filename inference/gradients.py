@@ -110,7 +110,7 @@ def expect_own_targets(draw: Draw, who: str, instead: str, programs: Iterable[Pr
     if is_validation_enabled():
         with torch.random.fork_rng(), torch.enable_grad():
             draws = draw(detach_draws=True)
-        expect_separate(draws.log_likelihood + draws.log_prior, draws.log_q, who, instead, programs)
+            expect_separate(draws.log_likelihood + draws.log_prior, draws.log_q, who, instead, programs)
 
 
 def _has_score_identity(q: Any) -> bool:
