@@ -238,7 +238,7 @@ def _saved_bytes(
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if (place := storage.data_ptr()) not in own:
-            part = tensor.storage_offset(), tensor.numel()  # numel counts what expand repeats; capped below
+            part = int(tensor.storage_offset()), tensor.numel()  # numel counts what expand repeats; capped below
             kept.setdefault(place, {})[part] = tensor.numel() * tensor.element_size()
             whole[place] = storage.nbytes()
         return tensor

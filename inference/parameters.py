@@ -52,7 +52,7 @@ def is_on() -> bool:
 def _let_modules_change_over() -> None:
     """Let modules run that were made before the switch: Pyro gives a module its own store when it is made."""
     if not hasattr(_Context, "__getattr__"):
-        _Context.__getattr__ = _own_store  # type: ignore[attr-defined]
+        _Context.__getattr__ = _own_store
 
 
 def _own_store(context: _Context, name: str) -> Any:
