@@ -47,7 +47,7 @@ def bars(trace: Trace, folder: Path) -> Figure:
     heading(left, f"{trace.way[0].upper()}{trace.way[1:]}, iterations {points[0].iteration} to {points[-1].iteration}")
     axis_labels(left, "", "nats per datum")
     labels = [Patch(color=BLUE, label="bound F(q, θ)"), Patch(color=RUST, label="gap, log p(x) − F")]
-    below = {"loc": "upper left", "bbox_to_anchor": (-0.02, -0.18), "ncols": 2}  # where no bar can be
+    below: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (-0.02, -0.18), "ncols": 2}  # where no bar can be
     left.legend(handles=labels, frameon=False, fontsize=10.5, labelcolor=INK, **below)
     right = panel(figure, 1180, 200, 390, 500)
     _gap_by_half_step(right, _half_steps(trace))
