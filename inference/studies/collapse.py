@@ -276,12 +276,21 @@ def _one_seed(results: list[dict[str, Any]], settings: CollapseSettings) -> list
 def _collapsed_and_cured(
     results: list[dict[str, Any]], settings: CollapseSettings
 ) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """A run without remedy whose posterior collapsed, at weight 1 if there is one, and the best that did not."""
+    """A run without remedy whose posterior collapsed, and the best of its decoder that did not.
+
+    Preferred is a decoder that remedies were tried with, and a weight near 1.
+    """
     first = [result for result in results if result["seed"] == str(settings.seeds[0])]
+    treated = {r["decoder"] for r in first if r["remedy"] != "none"}
+
+    def preference(run: dict[str, Any]) -> tuple[bool, float, float]:
+        weight = abs(math.log(max(float(run["beta"]), 1e-9)))
+        return run["decoder"] not in treated, weight, run["test/mutual_information"]
+
     collapsed = [r for r in first if r["remedy"] == "none" and r["test/mutual_information"] < settings.collapsed_below]
     if not collapsed:
         return None
-    worst = min(collapsed, key=lambda r: (abs(math.log(max(float(r["beta"]), 1e-9))), r["test/mutual_information"]))
+    worst = min(collapsed, key=preference)
     others = [
         r for r in first if r["decoder"] == worst["decoder"] and r["test/mutual_information"] > 1
         and r["test/nll_particles"] > 1

@@ -39,12 +39,13 @@ def draw_phases(rows: Sequence[Mapping[str, Any]], decoders: Sequence[str], fold
     figure = sheet(WIDTH, height + 210)
     panels = (("test/active_units", "Active units", "{:.0f}"), ("test/mutual_information", "I(x; z), nats", "{:.1f}"),
               ("test/nll", "−log p(x), nats", "{:.1f}"))  # fmt: skip
-    side = (WIDTH - 150 - 60 - 2 * 40) // 3
+    left = 60 + 14 * max(len(_short(name)) for name in decoders)  # the names stand there
+    side = (WIDTH - left - 60 - 2 * 40) // 3
     for place, (key, title, form) in enumerate(panels):
         values = np.full((len(decoders), len(betas)), np.nan)
         for row in rows:
             values[decoders.index(row["decoder"]), betas.index(float(row["beta"]))] = row[key]
-        axes = panel(figure, 150 + place * (side + 40), 105, side, height, spines="")
+        axes = panel(figure, left + place * (side + 40), 105, side, height, spines="")
         top = np.nanmax(values) if place < 2 else np.nan
         shade = values / max(top, 1e-9) if place < 2 else 0.55 * _unit(values)
         axes.imshow(shade, cmap=DEPTH, vmin=0, vmax=1.15, aspect="auto", origin="lower")
@@ -206,7 +207,7 @@ def draw_side_by_side(galleries: Sequence[Gallery], results: Sequence[Mapping[st
     high, wide = first.shape[1:]
     zoom = max(1, 700 // (SHOWN * max(wide + 2, 1)))
     band = np.array([SHOWN * (wide + 2), 2 * (high + 2)]) * zoom
-    figure = sheet(WIDTH, int(3 * (band[1] + 70) + 120))
+    figure = sheet(WIDTH, int(3 * (band[1] + 70) + 40))
     kinds = ("originals", "reconstructions", "samples")
     for column, (drawn, result) in enumerate(zip(galleries, results, strict=True)):
         told = f"I(x; z) = {result['test/mutual_information']:.2f}, −log p(x) = {result['test/nll']:.1f}"
