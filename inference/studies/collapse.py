@@ -278,18 +278,16 @@ def _collapsed_and_cured(
 ) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """A run without remedy whose posterior collapsed, and the best of its decoder that did not.
 
-    Preferred is a decoder that remedies were tried with, and a weight near 1.
+    Preferred is the last decoder, which remedies are tried with, and a weight near 1.
     """
     first = [result for result in results if result["seed"] == str(settings.seeds[0])]
-    treated = {r["decoder"] for r in first if r["remedy"] != "none"}
-
-    def preference(run: dict[str, Any]) -> tuple[bool, float, float]:
-        weight = abs(math.log(max(float(run["beta"]), 1e-9)))
-        return run["decoder"] not in treated, weight, run["test/mutual_information"]
-
     collapsed = [r for r in first if r["remedy"] == "none" and r["test/mutual_information"] < settings.collapsed_below]
     if not collapsed:
         return None
+
+    def preference(run: dict[str, Any]) -> tuple[bool, float]:
+        return run["decoder"] != settings.decoders[-1], abs(math.log(max(float(run["beta"]), 1e-9)))
+
     worst = min(collapsed, key=preference)
     others = [
         r for r in first if r["decoder"] == worst["decoder"] and r["test/mutual_information"] > 1
