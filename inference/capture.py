@@ -10,8 +10,10 @@ import random
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -191,23 +193,53 @@ def _expectation(*factors: Tensor) -> Tensor:
     return (prob * torch.where(prob > 0, cost, 0)).sum()
 
 
-def _parts(owner: Any) -> Iterable[Any]:
+def _parts(owner: Any, seen: set[int] | None = None) -> Iterator[Any]:
+    """The modules and objects that an owner consists of, and where it is a function or a method those it works on."""
+    seen = set() if seen is None else seen
+    if id(owner) in seen:
+        return
+    seen.add(id(owner))
     if isinstance(owner, nn.Module):
-        return owner.modules()
-    return [owner] if hasattr(owner, "__dict__") else []
+        yield from owner.modules()
+    elif isinstance(owner, MethodType):
+        yield from _parts(owner.__self__, seen)
+        yield from _parts(owner.__func__, seen)
+    elif isinstance(owner, partial):
+        for each in (owner.func, *owner.args, *owner.keywords.values()):
+            yield from _parts(each, seen)
+    elif isinstance(owner, FunctionType):
+        yield owner
+        for each in (*_enclosed(owner), *(owner.__globals__.get(name) for name in owner.__code__.co_names)):
+            if isinstance(each, nn.Module | MethodType | FunctionType | partial):
+                yield from _parts(each, seen)
+    elif hasattr(owner, "__dict__"):
+        yield owner
+
+
+def _enclosed(function: FunctionType) -> list[Any]:
+    """What a function has from the function that it was made in."""
+    cells = []
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # nothing is in it yet
+            cells.append(cell.cell_contents)
+    return cells
 
 
 def _held(owners: Iterable[Any], libraries: bool = True) -> list[tuple[dict[str, Any], str, Any]]:
     """The tensors and numbers that owners hold, but for parameters: dictionary, name, value."""
-    spaces: list[dict[str, Any]] = []
-    for part in (part for owner in owners for part in _parts(owner)):
+    spaces: list[tuple[dict[str, Any], Iterable[str]]] = []
+    seen: set[int] = set()
+    for part in (part for owner in owners for part in _parts(owner, seen)):
         if not libraries and type(part).__module__.startswith("torch."):
             continue
         if isinstance(part, nn.Module):
-            spaces.append(part._buffers)
-        spaces.append(vars(part))
+            spaces.append((part._buffers, list(part._buffers)))
+        if isinstance(part, FunctionType):  # the numbers of its file that it names
+            spaces.append((part.__globals__, [name for name in part.__code__.co_names if name in part.__globals__]))
+        spaces.append((vars(part), list(vars(part))))
     kinds = (Tensor, numbers.Number)
-    return [(s, k, v) for s in spaces for k, v in s.items() if isinstance(v, kinds) and not isinstance(v, nn.Parameter)]
+    held = ((space, name, space[name]) for space, names in spaces for name in names)
+    return [(s, k, v) for s, k, v in held if isinstance(v, kinds) and not isinstance(v, nn.Parameter)]
 
 
 @contextmanager

@@ -81,7 +81,8 @@ class EM:
     """EM iteration by iteration, all starts after one another, so that a run can be watched, saved and continued.
 
     Args:
-        model: an :class:`models.tractable.EMModel` that is a module; its ``log_prior()`` counts if it has one.
+        model: an :class:`models.tractable.EMModel` that is a module; its ``log_prior()`` counts if it has one, and
+            ``settle(statistics)`` follows gradient steps, for what they do not move.
         x: data ``(N, *event_shape)``, on the model's device.
         settings: how.
         on_half_step: called after every half step.
@@ -195,6 +196,8 @@ class EM:
         if self.settings.variant == "generalized":
             climbed = lambda: penalized_log_joint(self.model, statistics)  # noqa: E731
             ascend(self.model.parameters(), climbed, self.settings.inner_steps)
+            if hasattr(self.model, "settle"):
+                self.model.settle(statistics)
         else:
             self.model.m_step(statistics)
         with torch.no_grad():

@@ -19,9 +19,10 @@ class KMeans(PyroModule):
     """K codewords; each datum is coded by the nearest (Lloyd 1982).
 
     Hard EM in a mixture of K equally likely spherical Gaussians of one scale, z ~ U{0, ..., K-1} and
-    x ~ N(codeword z, scale^2 I). The scale makes no difference to the codes and is fitted after them. What EM raises is
-    minus the inertia: log p(x) in :meth:`e_step` is minus the squared distance, in squared units of the data. As a
-    generator it is :meth:`sample`, which draws codewords, the means of p(x|z).
+    x ~ N(codeword z, scale^2 I). The scale makes no difference to the codes; EM fits it after them, gradients leave it
+    as it is, 1 at the start. What EM raises is minus the inertia: log p(x) in :meth:`e_step` is minus the squared
+    distance, in squared units of the data. As a generator it is :meth:`sample`, which draws codewords, the means of
+    p(x|z).
 
     Args:
         event_shape: shape of one datum, D numbers.
@@ -122,7 +123,12 @@ class KMeans(PyroModule):
         count = statistics["count"].unsqueeze(1)
         means = statistics["first"] / count.clamp(min=1)
         self.codebook.copy_(torch.where(count > 0, means, self.codebook.double()))
-        variance = -self.expected_log_joint(statistics) / (count.sum() * self.codebook.shape[1])
+        self.settle(statistics)
+
+    @torch.no_grad()
+    def settle(self, statistics: Statistics) -> None:
+        """The scale, to the maximum of the likelihood of the data given their codes."""
+        variance = -self.expected_log_joint(statistics) / (statistics["count"].sum() * self.codebook.shape[1])
         self.scale.copy_(variance.clamp(min=torch.finfo(self.scale.dtype).eps ** 2).sqrt())
 
     @torch.no_grad()

@@ -3,6 +3,7 @@
 import json
 import logging
 import random
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -399,3 +400,37 @@ def test_digits_end_at_the_bound_of_eager_training(tmp_path):
     untrained = bound(0, **{"trainer.steps": "1"})
     assert abs(compiled - eager) < 0.1 * abs(other - eager)
     assert untrained < eager - 5
+
+
+class Idiomatic(StockVAE):
+    """Pyro's usual shape: the programs are methods, and a number, a mode and buffers change along the training."""
+
+    def __init__(self):
+        super().__init__()
+        self.beta, self.norm = 1.0, nn.BatchNorm1d(PIXELS)
+        self.noise = nn.Dropout(0.5)
+
+    def guide(self, x):
+        with pyro.poutine.scale(scale=self.beta):
+            super().guide(self.noise(self.norm(x)))
+
+
+@pytest.mark.parametrize("wrapped", [lambda f: f, lambda f: partial(f), lambda f: lambda x: f(x)])
+def test_what_methods_and_closures_work_on_is_watched(wrapped):
+    found = []
+    with pyro.settings.context(module_local_params=False):
+        for kind in (pyro.infer.SVI, plain):
+            pyro.clear_param_store()
+            torch.manual_seed(0)
+            vae = Idiomatic()
+            svi = kind(wrapped(vae.model), wrapped(vae.guide), pyro.optim.Adam({"lr": 0.01}), pyro.infer.Trace_ELBO())
+            values = []
+            for step, x in enumerate(batches(9)):
+                vae.beta = 1.0 if step < 3 else 0.5
+                vae.train(step < 6)
+                values.append(float(svi.step(x)))
+            assert getattr(svi, "why_eager", None) is None
+            found.append((torch.tensor(values), vae.norm.running_mean, vae.norm.num_batches_tracked))
+    for ours, stock in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(ours, stock, rtol=1e-9, atol=1e-11)
+    assert found[0][2] == 6

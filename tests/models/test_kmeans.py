@@ -178,3 +178,12 @@ def test_the_program_is_the_mixture_whose_posterior_is_nearest_first():
     classified = model.log_joint(x).max(1).values.sum()
     assert -elbo.loss(model, hard(model), x) == pytest.approx(float(classified.detach()), abs=1e-8)
     assert tight > float(classified.detach()) + 1
+
+
+@pytest.mark.parametrize("variant", ["exact", "incremental", "generalized"])
+def test_the_scale_is_that_of_the_distances_however_the_words_were_found(variant):
+    x = 3 * torch.randn(60, 2)
+    model = KMeans((2,), 3)
+    fit(model, x, EMSettings(variant=variant, restarts=0, iterations=40, inner_steps=30))
+    assert float(model.scale) ** 2 == pytest.approx(float(model.inertia(x)) / x.numel(), rel=0.02)
+    assert abs(float(model.scale) - 1) > 0.2
