@@ -216,9 +216,10 @@ def _guide(config: Config, dataset: Dataset, model: nn.Module) -> nn.Module:
     if "encoder" in config.asked and not _takes(config.factory("guide"), "net"):
         raise ConfigError(f"guide={word} has no encoder: leave out encoder=...")
     if not hasattr(model, "prior") and _needs(config.factory("guide"), "event_shape"):
+        chosen = "" if "guide" in config.asked else ", the default,"
         raise ConfigError(
-            f"guide={word} infers one latent z, and model={config.words['model']} has others; accepted: a guide made "
-            "for that model"
+            f"guide={word}{chosen} infers one latent z that is continuous, and model={config.words['model']} has "
+            f"others; accepted: {_guides_of(model, config.words['inference'])}"
         )
     latent_shape = model.prior.event_shape if hasattr(model, "prior") else ()  # type: ignore[union-attr]
     core = _build(
@@ -231,6 +232,17 @@ def _guide(config: Config, dataset: Dataset, model: nn.Module) -> nn.Module:
         model=model,
     )
     return Amortized(core) if isinstance(core, Conditional) else core
+
+
+def _guides_of(model: nn.Module, inference: str) -> str:
+    """The words that a model without a prior part is trained with."""
+    if not hasattr(model, "num_states"):
+        return "a guide made for that model"
+    if getattr(model, "num_steps", 1) == 1:
+        return "guide=enumerated objective=trace_enum"
+    if inference == "svi":
+        return "guide=summed_out objective=trace_enum, or inference=em without a guide"
+    return f"inference=em without a guide, for no guide by word fits its chain under inference={inference}"
 
 
 def _introduce(config: Config, model: nn.Module, guide: nn.Module) -> None:

@@ -132,6 +132,13 @@ OPTIONS = {  # bad arguments, and what the message has to name
     "model=ppca data=iris prior=normal": "model=ppca; leave out prior",
     "model=ppca data=iris decoder=mlp": "model=ppca; leave out decoder",
     "guide=unconditional encoder=mlp": "guide=unconditional; leave out encoder",
+    **{
+        f"data={data} model={model} inference=variational_em": "guide=diagonal, the default; "
+        "accepted: guide=enumerated objective=trace_enum"
+        for model, data in {"gmm": "iris", "kmeans": "iris", "tabular": "digits", "latent_class": "digits"}.items()
+    },
+    "data=iris model=hmm inference=variational_em": "the default; accepted: inference=em without a guide; no guide by",
+    "data=iris model=hmm": "the default; accepted: guide=summed_out objective=trace_enum, or inference=em",
     "guide=no.such.Thing": "guide=no.such.Thing; No module named 'no'; accepted; diagonal",
     "guide=os.nothing": "guide=os.nothing; no attribute; accepted; diagonal",
     "guide=.foo": "guide=.foo; cannot be imported; accepted; diagonal",
@@ -147,7 +154,8 @@ OPTIONS = {  # bad arguments, and what the message has to name
 def test_a_bad_option_is_named_with_what_is_accepted(arguments: str, say: Say, tmp_path: Path) -> None:
     asked = arguments.split(" ")
     keys = {argument.partition("=")[0] for argument in asked}
-    nets = [a for a in SMALL if a.partition("=")[0] not in keys and not ("latent" in a and "ppca" in arguments)]
+    other = "model" in keys and "composed" not in arguments  # a model of another kind than what SMALL is for
+    nets = [a for a in SMALL if a.partition("=")[0] not in keys and not ("latent" in a and other)]
     given = [a for a in nets if "epochs" not in arguments or "steps" not in a]
     latent = ["model.latent_dim=2"] if "ppca" in arguments and "data" in keys else []
     folder = [] if "run.dir" in keys else [f"run.dir={tmp_path / 'run'}"]
