@@ -85,7 +85,8 @@ def assemble(config: Config, dataset: Dataset | None = None) -> Setup:
     guide = _guide(config, dataset, model)
     _introduce(config, model, guide)
     support = getattr(getattr(model, "likelihood", model), "support", "real")
-    representation = representation_for(dataset, support, dataset.observed_levels)
+    own = not _takes(config.factory("model"), "likelihood")
+    representation = representation_for(dataset, support, dataset.observed_levels, own)
     if representation == "levels":
         _scale_inputs(guide, dataset)
     objective = _objective(config, dataset, model, device)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from inference.streaming import RESIDENT_FRACTION, Rows, fits, gather, stream
+from inference.unfit import why_not
 
 SPLITS = ("train", "valid", "test")
 REPRESENTATIONS = ("binary", "levels", "real", "tokens")
@@ -74,7 +75,7 @@ class Dataset:
         return 2 if self.bits else self.levels
 
 
-def representation_for(dataset: Dataset, supports: str, levels: int | None = None) -> str:
+def representation_for(dataset: Dataset, supports: str, levels: int | None = None, own: bool = False) -> str:
     """The representation in which a likelihood may see the data.
 
     Args:
@@ -82,6 +83,7 @@ def representation_for(dataset: Dataset, supports: str, levels: int | None = Non
         supports: what the likelihood scores: ``"binary"`` (a mass function on 0 and 1), ``"levels"`` (a mass function
             on 0, ..., levels - 1), ``"real"`` (a density) or ``"tokens"`` (a mass function on lines).
         levels: number of levels the likelihood was built for, where it has any; checked when given.
+        own: whether it is the model's own, so that a refusal names no other likelihood.
 
     Returns:
         ``supports``. Bits are allowed under ``"levels"``, since a two-level categorical is the Bernoulli, but then the
@@ -91,15 +93,7 @@ def representation_for(dataset: Dataset, supports: str, levels: int | None = Non
         DataError: when the likelihood's number would not be a log-likelihood of these data.
     """
     check_choice("supports", supports, REPRESENTATIONS)
-    reason: str | None
-    if (dataset.kind == "tokens") != (supports == "tokens"):
-        reason = _why_not_tokens(dataset)
-    elif dataset.bits:
-        reason = _why_not_bits(dataset, supports)
-    elif dataset.kind == "grey":
-        reason = _why_not_grey(dataset, supports)
-    else:
-        reason = _why_not_real(supports) if dataset.kind == "real" else None
+    reason = why_not(dataset, supports, own)
     if reason is None and supports in ("levels", "tokens") and levels not in (None, dataset.observed_levels):
         reason = (
             f"its numbers take {dataset.observed_levels} values and the likelihood was built for {levels}; "
@@ -108,42 +102,6 @@ def representation_for(dataset: Dataset, supports: str, levels: int | None = Non
     if reason is not None:
         raise DataError(f"data={dataset.name}: {reason}")
     return supports
-
-
-def _why_not_tokens(dataset: Dataset) -> str:
-    if dataset.kind == "tokens":
-        return "its observations are lines of tokens; choose likelihood=lstm or transformer"
-    return (
-        "this likelihood scores lines of tokens, and these are none; choose data=shakespeare, data=lines, or "
-        f"likelihood={dataset.default_likelihood}"
-    )
-
-
-def _why_not_bits(dataset: Dataset, supports: str) -> str | None:
-    if supports != "real":
-        return None
-    remedy = " or data.binarization=none, if grey levels were meant" if dataset.binarization != "none" else ""
-    return (
-        "its observations are bits, and a density over them has no upper bound (it grows without limit on the points "
-        f"0 and 1), so its bound says nothing; choose likelihood=bernoulli{remedy}"
-    )
-
-
-def _why_not_grey(dataset: Dataset, supports: str) -> str | None:
-    if supports != "binary":
-        return None
-    return (
-        f"grey pixels (0 to {(dataset.levels or 2) - 1}) under a Bernoulli are refused: strictly between 0 and 1 its "
-        "formula x log p + (1 - x) log(1 - p) is not normalized, so it is no likelihood and gives no bound "
-        "(Loaiza-Ganem and Cunningham 2019); choose data.binarization=dynamic or static where the data set offers it, "
-        "likelihood=logistic or categorical for the grey levels, or likelihood=learned_gaussian for dequantized greys"
-    )
-
-
-def _why_not_real(supports: str) -> str | None:
-    if supports == "real":
-        return None
-    return "its numbers are real, and this likelihood scores whole numbers; choose likelihood=learned_gaussian"
 
 
 class Source:

@@ -243,6 +243,32 @@ def test_bad_arrays(case: str, say: Say, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+OWN = {  # models with a likelihood of their own: words, rows of a file, and what the message has to name
+    "data=iris model=tabular": (None, "real; zeros and ones; model=gmm"),
+    "data=digits model=kmeans": (None, "bits; choose data.binarization=none"),
+    "data=digits model=gmm model.covariance=spherical": (None, "bits; choose data.binarization=none"),
+    "data=digits model=ppca": (None, "bits; choose data.binarization=none"),
+    "data=digits data.binarization=none model=tabular": (None, "grey; data.binarization=dynamic; model=latent_class"),
+    "model=gmm model.covariance=spherical": (GREY % 2, "bits; choose model=tabular or model=latent_class"),
+    "model=tabular": (REAL % 2, "zeros and ones; as floats, save them as uint8"),
+    "model=latent_class": (REAL % 2, "whole numbers; as floats, save them as uint8"),
+    "model=hmm model.emission=categorical model.symbols=2": (REAL % 2, "whole numbers; save them as uint8"),
+}
+
+
+@pytest.mark.parametrize("words", OWN)
+def test_no_likelihood_is_advised_to_a_model_that_has_its_own(words: str, say: Say, tmp_path: Path) -> None:
+    rows, says = OWN[words]
+    if rows is not None:
+        np.savez(tmp_path / "data.npz", x=rows)
+        words += f" data={tmp_path / 'data.npz'}"
+    line = say("train", *words.split(" "), "inference=em", f"run.dir={tmp_path / 'run'}")
+    assert "likelihood=" not in line
+    for word in says.split("; "):
+        assert word in line
+    assert not (tmp_path / "run").exists()
+
+
 def _archive(path: Path) -> bytes:
     np.savez_compressed(path, x=REAL)
     return path.read_bytes()
