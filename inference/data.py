@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inference.failures import why_not
 from inference.streaming import RESIDENT_FRACTION, Rows, fits, gather, stream
-from inference.unfit import why_not
 
 SPLITS = ("train", "valid", "test")
 REPRESENTATIONS = ("binary", "levels", "real", "tokens")

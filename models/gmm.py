@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models.mixture import FiniteMixture
 from models.products import affine, squared_norms
-from models.tractable import DegenerateError, Statistics, check_finite, spread_rows, squared_distances
+from models.tractable import DegenerateError, Statistics, check_finite, refuse_narrow, spread_rows, squared_distances
 
 COVARIANCES = ("full", "tied", "diagonal", "spherical")
 MOST_PAIRED = 128  # dimensions of which all products of two are listed for each datum
@@ -225,7 +225,8 @@ class GaussianMixture(FiniteMixture):
         """Equal weights, the data's variances, and means at data far from one another.
 
         Raises:
-            DegenerateError: fewer distinct data than components, or, without a ridge, a constant column.
+            DegenerateError: fewer distinct data than components, or, without a ridge, a column that is constant or
+                varies by no more than rounding; or squares overflow.
         """
         check_finite(x)
         x = self._flat(x)
@@ -234,12 +235,7 @@ class GaussianMixture(FiniteMixture):
         noise = 10 * torch.finfo(x.dtype).eps * x.square().mean(0)
         varying = variance > noise if self.covariance != "spherical" else variance.sum() > noise.sum()
         if not bool(varying.all()):
-            columns = (~varying).nonzero().flatten().tolist()
-            what = f"columns {columns[:5]}" if self.covariance != "spherical" else "all columns"
-            raise DegenerateError(
-                f"{what} of {x.shape[0]} data are constant, where a Gaussian has no likeliest scale; leave them out, "
-                "or try model.ridge above 0"
-            )
+            refuse_narrow(x, ~varying.expand_as(mean), "leave them out, or try model.ridge above 0")
         self.loc.copy_(spread_rows(x, self.num_states, generator))
         self.shift.copy_(mean)
         self.logits.zero_()

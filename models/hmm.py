@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from models.distributions import CategoricalLevels
 from models.nets import batch_shape
-from models.tractable import DegenerateError, Statistics, check_finite, spread_rows
+from models.tractable import DegenerateError, Statistics, check_finite, refuse_narrow, spread_rows
 
 EMISSIONS = ("gaussian", "categorical")
 
@@ -260,10 +260,9 @@ class HMM(PyroModule):
             return
         rows = x.reshape(x.shape[0] * self.num_steps, -1)
         variance = rows.var(0, correction=0)
-        if not bool((variance > 10 * torch.finfo(x.dtype).eps * rows.square().mean(0)).all()):
-            raise DegenerateError(
-                "some entry of the sequences is constant, where a Gaussian has no scale; leave it out"
-            )
+        varying = variance > 10 * torch.finfo(x.dtype).eps * rows.square().mean(0)
+        if not bool(varying.all()):
+            refuse_narrow(rows, ~varying, "leave them out")
         self.loc.copy_(spread_rows(rows, self.num_states, generator).reshape(self.loc.shape))
         self.log_scale.copy_((variance.log() / 2).reshape(self.loc.shape[1:]).expand_as(self.loc))
 

@@ -12,7 +12,7 @@ from models.latent import LatentVariableModel
 from models.likelihoods import LearnedGaussian
 from models.nets import Linear, batch_shape
 from models.priors import StandardNormal
-from models.tractable import DegenerateError, Statistics, check_finite
+from models.tractable import DegenerateError, Statistics, check_finite, check_overflow
 
 
 class LinearGaussian(LearnedGaussian):
@@ -251,6 +251,7 @@ class PPCA(LatentVariableModel):
             DegenerateError: data in a space of no more dimensions than there are latents.
         """
         check_finite(x)
+        check_overflow(x.square().sum())
         p, x = self.likelihood, self._flat(x)
         maximum_likelihood(x, p.weight.shape[1])  # says whether there is one
         mean = x.mean(0)

@@ -61,6 +61,36 @@ def check_finite(x: Tensor) -> None:
         raise ValueError(f"{count} of {x.shape[0]} data hold NaN or infinity, the first is row {first}; leave them out")
 
 
+def refuse_narrow(x: Tensor, narrow: Tensor, remedy: str) -> None:
+    """Refuse rows ``x`` (N, D) for columns ``narrow`` (D,) whose variance is none, or none that can be told.
+
+    Raises:
+        DegenerateError: with ``remedy`` where the columns are constant; always.
+    """
+    check_overflow(x.square().sum())
+    constant = narrow & (x.amax(0) == x.amin(0))
+    columns = (constant if bool(constant.any()) else narrow).nonzero().flatten().tolist()
+    what = "all columns" if len(columns) == x.shape[1] else f"columns {columns[:5]}"
+    if bool(constant.any()):
+        raise DegenerateError(f"{what} of {x.shape[0]} data are constant, where a Gaussian has no scale; {remedy}")
+    raise DegenerateError(
+        f"{what} of {x.shape[0]} data vary by too little for their size: {_name(x)} keeps too few digits of the "
+        f"variance; try {'' if x.dtype == torch.float64 else 'float64 or '}standardized data"
+    )
+
+
+def check_overflow(squares: Tensor) -> None:
+    """Raise DegenerateError where a sum of squares ``()`` of finite data is not finite."""
+    if not bool(torch.isfinite(squares)):
+        raise DegenerateError(
+            f"squares of these numbers, or the sum of them, overflow {_name(squares)}; standardize the data"
+        )
+
+
+def _name(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")
+
+
 def spread_rows(x: Tensor, count: int, generator: torch.Generator | None = None, repeats: bool = False) -> Tensor:
     """``count`` rows of ``x`` (N, D) far from one another, ``(count, D)`` (k-means++, Arthur and Vassilvitskii 2007).
 
@@ -71,12 +101,13 @@ def spread_rows(x: Tensor, count: int, generator: torch.Generator | None = None,
         repeats: whether to begin again where there are fewer distinct rows.
 
     Raises:
-        DegenerateError: there are, and it may not.
+        DegenerateError: there are, and it may not; or squared distances overflow.
     """
     first = torch.randint(x.shape[0], (1,), generator=generator, device=x.device)
     chosen = [x[first]]
     nearest = _distances(x, chosen[0])
     while len(chosen) < count:
+        check_overflow(nearest.sum())
         if not bool(nearest.max() > 0):
             if repeats:
                 return torch.cat([*chosen, *[x[first]] * (count - len(chosen))])

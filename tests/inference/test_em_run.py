@@ -169,6 +169,26 @@ def test_degenerate_data_end_in_one_line(method, tmp_path, capsys):
         assert "; " in said, said  # and then what to try
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_numbers_too_large_for_their_squares_are_told_so(method, tmp_path, capsys):
+    rows = saved(tmp_path / "x.npz", (1e20 * CLOUD).astype(np.float32))
+    assert run.main(["train", rows, "inference=em", f"run.dir={tmp_path / 'run'}", *method.split()]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "constant" not in said
+    assert "standardize" in said
+
+
+@pytest.mark.parametrize("method", ["model=gmm", "model=gmm model.covariance=spherical", "model=hmm"])
+def test_columns_that_vary_by_less_than_float32_tells_are_not_called_constant(method, tmp_path, capsys):
+    rows = saved(tmp_path / "x.npz", (CLOUD + 1e6).astype(np.float32))
+    assert run.main(["train", rows, "inference=em", f"run.dir={tmp_path / 'run'}", *method.split()]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "constant" not in said
+    assert "try float64 or standardized data" in said
+
+
 @pytest.mark.parametrize(("method", "name"), FITTED)
 def test_degenerate_data_that_can_be_fitted_are(method, name, tmp_path):
     setup = assemble(load([saved(tmp_path / "x.npz", DEGENERATE[name]), "inference=em", *method.split()]))
