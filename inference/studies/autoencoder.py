@@ -274,7 +274,7 @@ def _intro(results: list[dict[str, Any]], settings: AutoencoderSettings) -> list
 
 def _about_generation(data: Data) -> list[str]:
     return [
-        "The autoencoder reconstructs best and generates worst: it was never told what codes to expect, and N(0, I) "
+        "The autoencoder reconstructs and does not generate: it was never told what codes to expect, and N(0, I) "
         "meets none of them. Samples, reconstructions and the like are scored under a density fitted to the training "
         f"data (a Gaussian mixture of principal components, nats; lower is better, held-out data score "
         f"{data.yardstick.nll(data.test):.1f}). A normal fitted to its codes afterwards makes it a generator of sorts "

@@ -60,7 +60,7 @@ def draw_images(pair: Mapping[str, Seen], folder: Path) -> Figure:
     save(figure, path)
     caption = (
         "Held-out data, their reconstructions, and what codes drawn from the prior decode to. The autoencoder’s "
-        "reconstructions are the sharper ones, and its samples are not of the data’s kind."
+        "samples are not of the data’s kind."
     )
     return Figure("images", "Reconstructions and samples", caption, path)
 
