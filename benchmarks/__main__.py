@@ -20,23 +20,36 @@ def main() -> int:
     _limit_threads(options.threads)
     import torch
 
-    from benchmarks.contenders import ALL, CASES
+    from benchmarks.contenders import ALL
     from benchmarks.report import write
 
-    if options.device == "cuda" and not torch.cuda.is_available():
-        print("benchmarks: --device cuda needs an NVIDIA GPU that torch can use; accepted here: cpu", file=sys.stderr)
-        return 2
-    if unknown := [case for case in options.case if case not in CASES]:
-        print(f"benchmarks: no case {unknown[0]}; accepted: {', '.join(CASES)}", file=sys.stderr)
-        return 2
     torch.set_num_threads(options.threads)
-    names = [each for each in ALL if options.only.lower() in each.lower()]
     results = _earlier(RESULTS / f"{name}.json") if options.add else {}
-    results.update(_conditions(options))
+    try:
+        _check(options)
+        conditions = _conditions(options, results)
+        images = _images(options)
+    except ValueError as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        return 2
+    results.update(conditions)
+    names = [each for each in ALL if options.only.lower() in each.lower()]
     _measure_steps(options, names, results)
-    _measure_rest(options, names, results)
+    _measure_rest(options, names, images, results)
     print(write(results, RESULTS, name))
     return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse, before anything is measured, what cannot be."""
+    import torch
+
+    from benchmarks.contenders import CASES
+
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda needs an NVIDIA GPU that torch can use; accepted here: cpu")
+    if unknown := [case for case in options.case if case not in CASES]:
+        raise ValueError(f"no case {unknown[0]}; accepted: {', '.join(CASES)}")
 
 
 def _draw(name: str) -> int:
@@ -63,49 +76,58 @@ def _measure_steps(options: argparse.Namespace, names: list[str], results: dict[
             results.setdefault("cases", {}).setdefault(case, {})[str(size)] = found
 
 
-def _measure_rest(options: argparse.Namespace, names: list[str], results: dict[str, Any]) -> None:
-    from benchmarks.evidence import evidence_times
+def _images(options: argparse.Namespace) -> Any:
+    from benchmarks.evidence import images
+
+    return images(options.evidence, options.root) if options.evidence and options.device == "cpu" else None
+
+
+def _measure_rest(options: argparse.Namespace, names: list[str], images: Any, results: dict[str, Any]) -> None:
+    from benchmarks.evidence import evidence
     from benchmarks.growth import growth
-    from benchmarks.timing import alone, ratio
+    from benchmarks.timing import alone
 
     if options.alone:
         for name in names:
             print(f"{name}, alone ...", flush=True)
             own = alone(name, "vae", options.batch[0], options.threads, options.device)
             results.setdefault("alone", {})[name] = own
-    if options.evidence and options.device == "cpu":
+    if images is not None:
         print("log p(x) ...", flush=True)
-        times = evidence_times(options.evidence, options.particles, 9)
-        against = {
-            f"{name} over {products}": ratio(times, name, products)
-            for name in ("eager", "compiled")
-            for products in ("products", "products by oneDNN")
-        }
-        sizes = {"particles": options.particles, "images": options.evidence}
-        results["evidence"] = {**sizes, "seconds": times, "ratios": against}
+        results["evidence"] = evidence(images[0], images[1], options.particles)
     if options.growth and options.device == "cpu":
         print("growth ...", flush=True)
         results["growth"] = growth()
 
 
-def _conditions(options: argparse.Namespace) -> dict[str, Any]:
+def _conditions(options: argparse.Namespace, earlier: dict[str, Any]) -> dict[str, Any]:
+    """What is measured with. Earlier rows of a package that is no longer here are those of the version it had.
+
+    Raises:
+        ValueError: earlier measurements were made with something else.
+    """
     import importlib.metadata
 
     import torch
 
     packages = ("torch", "pyro-ppl", "numpyro", "jax", "pythae")
     installed = {each.metadata["Name"]: each.version for each in importlib.metadata.distributions()}
-    versions = [f"{name} {installed.get(name, 'not installed')}" for name in packages]
+    before = dict(each.rsplit(" ", 1) for each in earlier.get("versions", "").split(", ") if each)
+    versions = [f"{name} {installed.get(name) or before.get(name, 'not installed')}" for name in packages]
     processor = next(
         (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor()
     )
     device = torch.cuda.get_device_name() if options.device == "cuda" else f"{processor}, {os.cpu_count()} cores"
-    return {
+    conditions = {
         "machine": f"{platform.system()} {platform.machine()}, {device}",
         "device": options.device,
         "threads": options.threads,
         "versions": ", ".join([f"Python {platform.python_version()}", *versions]),
     }
+    if other := [key for key in conditions if key in earlier and earlier[key] != conditions[key]]:
+        was, now = earlier[other[0]], conditions[other[0]]
+        raise ValueError(f"--add to {other[0]} {was}, where now it is {now}; accepted: another --name")
+    return conditions
 
 
 def _cpuinfo() -> list[str]:
@@ -122,7 +144,7 @@ def _options() -> argparse.Namespace:
     cases = ["vae", "iaf", "iwae", "vamp", "gmm", "vq"]
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the steps are taken")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads for every contender")
-    parser.add_argument("--case", nargs="*", default=cases, help=f"models, of {', '.join(cases)}")
+    parser.add_argument("--case", nargs="*", default=cases, help=f"models, of {', '.join(cases)}, or none")
     parser.add_argument("--batch", type=int, nargs="+", default=[20, 100, 1000], help="batch sizes")
     parser.add_argument("--rounds", type=int, default=30, help="turns of each contender")
     parser.add_argument("--seconds", type=float, default=30, help="limit on the turns of a case at one batch size")
@@ -130,6 +152,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--no-alone", dest="alone", action="store_false", help="no import time, compile time, memory")
     parser.add_argument("--no-growth", dest="growth", action="store_false", help="no growth with sizes")
     parser.add_argument("--evidence", type=int, default=20, help="images for the cost of log p(x); 0 leaves it out")
+    parser.add_argument("--root", default="", help="folder with MNIST: log p(x) of its test images, not of random bits")
     parser.add_argument("--particles", type=int, default=5000, help="samples for log p(x)")
     parser.add_argument("--add", action="store_true", help="keep what earlier runs measured and this one does not")
     parser.add_argument("--draw", action="store_true", help="measure nothing: table and picture of an earlier run")

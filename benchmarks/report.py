@@ -19,6 +19,7 @@ from benchmarks.contenders import (
     STOCK,
     TOGETHER,
 )
+from benchmarks.evidence import lines as evidence_lines
 from benchmarks.picture import picture
 from benchmarks.timing import ratio
 
@@ -75,14 +76,8 @@ def markdown(results: dict[str, Any]) -> str:
     for case, sizes in results.get("cases", {}).items():
         lines += _case(case, sizes, which)
     lines += _alone(results.get("alone", {}))
-    if evidence := results.get("evidence"):
-        lines += [
-            "",
-            f"log p(x) of {evidence['images']} images, {evidence['particles']} samples each, time over that of the "
-            "decoder's matrix products alone (an evaluation of N images is N of these):",
-            "",
-            *[f"* {name}: {_ratio(found)}" for name, found in evidence["ratios"].items()],
-        ]
+    if results.get("evidence"):
+        lines += ["", *evidence_lines(results["evidence"])]
     if results.get("growth"):
         lines += ["", "Processor milliseconds by size:", ""]
         for what, times in results["growth"].items():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import report
+from benchmarks import evidence, report
 from benchmarks.by_hand import MODELS
 from benchmarks.contenders import COMPILED, STOCK
 from benchmarks.parts import PARTS
@@ -70,3 +70,31 @@ def test_nothing_to_draw():
     found = run("--draw", "--name", "cpu_0_threads")
     assert found.returncode == 2
     assert found.stderr.startswith("benchmarks: cpu_0_threads was not measured; accepted: --draw with --name cpu_1_")
+
+
+def test_log_p_takes_every_image_once_and_few_of_them_several_times(monkeypatch):
+    torch.set_default_dtype(torch.float32)
+    monkeypatch.setattr(evidence, "SLICE", 2)
+    x, words = evidence.images(21, "")
+    found = evidence.evidence(x, words, 10)
+    assert (found["images timed"], [len(times) for times in found["slices"].values()]) == (21, [11] * 4)
+    few = evidence.evidence(x[:3], words, 10)
+    assert (few["images timed"], [len(times) for times in few["slices"].values()]) == (15, [10] * 4)
+    for name, seconds in found["seconds"].items():
+        assert seconds == pytest.approx(sum(found["slices"][name]))
+    ratio = found["ratios"]["compiled over products"]
+    assert ratio["of totals"] == pytest.approx(found["seconds"]["compiled"] / found["seconds"]["products"])
+    assert next(evidence.lines(found)).startswith("log p(x) of 21 images (random bits), 10 samples each")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--root", "/nowhere"], "data=mnist: /nowhere/MNIST/raw/train-images-idx3-ubyte.gz is missing."),
+        (["--add", "--threads", "1", "--name", "cpu_2_threads"], "--add to "),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_measured(arguments, message):
+    found = run("--case", "--no-alone", "--no-growth", *arguments)
+    assert (found.returncode, found.stdout) == (2, "")
+    assert found.stderr.splitlines()[-1].startswith(f"benchmarks: {message}")
