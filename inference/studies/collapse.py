@@ -89,7 +89,7 @@ class CollapseSettings:
         linear_betas: weights of the KL at which a linear VAE is trained; [] for none.
         linear_dim: its number of latents.
         linear_scale: standard deviation of its noise, in the units of the data.
-        linear_steps: of its training.
+        linear_steps: of its training, at most.
         jobs: runs at a time; 0 for one per CPU core.
     """
 
@@ -214,7 +214,7 @@ def _linear(arguments: Sequence[str], settings: CollapseSettings, console: Conso
     with console.stage("linear VAEs") as progress:
         rows = transition(
             x, settings.linear_betas, settings.linear_scale, settings.linear_dim, settings.linear_steps,
-            learning_rate=0.05, on_progress=progress,
+            on_progress=progress,
         )  # fmt: skip
     return rows, stairs
 

@@ -10,12 +10,9 @@ from torch import Tensor, nn
 
 from guides.amortized import Amortized
 from guides.gaussian import DiagonalNormal
-from inference.annealing import BetaELBO
 from inference.assemble import assemble
 from inference.config import load
 from inference.diagnostics import active_units
-from inference.engine import SVI, SharedOptimizer
-from inference.schedules import cosine
 from models.nets import Linear
 from models.ppca import PPCA, reverse_water_filling
 
@@ -42,29 +39,53 @@ class LinearVAE:
             model.likelihood.log_scale.fill_(math.log(scale))
         return cls(model, Amortized(DiagonalNormal((latent_dim,), (data_dim,), Linear)))
 
-    def fit(self, x: Tensor, beta: float, steps: int, learning_rate: float) -> None:
-        """Maximize the beta-VAE objective on all data ``(N, D)`` at once, by Adam with a rate falling to zero."""
-        p = self.model.likelihood
-        trained = [*p.net.parameters(), *self.guide.parameters()]  # and not the noise
-        optimizer = SharedOptimizer(trained, torch.optim.Adam, learning_rate)
-        svi = SVI(self.model, self.guide, optimizer, BetaELBO(beta, kl="analytic"))
-        for step in range(steps):
-            optimizer.set_learning_rate(learning_rate * cosine(step / steps))
-            svi.step(x)
+    def fit(self, x: Tensor, beta: float, steps: int) -> None:
+        """Maximize the beta-VAE objective on all data ``(N, D)`` at once, its expectation over q in closed form.
+
+        By L-BFGS, until it stands still. Without sampling noise, which would turn the weakest directions on and off and
+        keep the axes of the latents from settling: what is left beside the optimum is small.
+
+        Args:
+            x: the data.
+            beta: weight of the KL.
+            steps: most iterations.
+        """
+        if steps < 1:
+            return
+        trained = [*self.model.likelihood.net.parameters(), *self.guide.parameters()]  # and not the noise
+        optimizer = torch.optim.LBFGS(
+            trained, max_iter=steps, max_eval=2 * steps, tolerance_grad=1e-8, tolerance_change=1e-7,
+            history_size=20, line_search_fn="strong_wolfe",
+        )  # fmt: skip
+
+        def loss() -> Tensor:
+            optimizer.zero_grad()
+            rate, distortion = self.parts(x)
+            value = distortion / (2 * self.model.likelihood.scale.detach().square()) + beta * rate
+            value.backward()
+            return value
+
+        optimizer.step(loss)
+
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean KL(q(z|x) || p(z)) in nats and mean squared error |x - W z - mu|^2 over q, of data ``(N, D)``.
+
+        Both in closed form, differentiable, shape ``()``; the error is summed over entries.
+        """
+        q, p = self.guide.core(x).base_dist, self.model.likelihood  # type: ignore[operator]
+        rate = 0.5 * (q.variance + q.loc.square() - 1 - q.variance.log()).sum(1).mean()
+        residual = x - p.loc - q.loc @ p.weight.T
+        return rate, (residual.square().sum(1) + q.variance @ p.weight.square().sum(0)).mean()
 
     @torch.no_grad()
     def rate(self, x: Tensor) -> float:
         """Mean KL(q(z|x) || p(z)), in nats."""
-        q = self.guide.core(x).base_dist  # type: ignore[operator]
-        return float(0.5 * (q.variance + q.loc.square() - 1 - q.variance.log()).sum(1).mean())
+        return float(self.parts(x)[0])
 
     @torch.no_grad()
     def distortion(self, x: Tensor) -> float:
         """Mean squared error |x - W z - mu|^2 over q, in closed form; summed over entries."""
-        q = self.guide.core(x).base_dist  # type: ignore[operator]
-        p = self.model.likelihood
-        residual = x - p.loc - q.loc @ p.weight.T
-        return float((residual.square().sum(1) + q.variance @ p.weight.square().sum(0)).mean())
+        return float(self.parts(x)[1])
 
     @torch.no_grad()
     def kl_to_posterior(self, x: Tensor) -> float:
@@ -99,31 +120,32 @@ def transition(
     scale: float,
     latent_dim: int,
     steps: int,
-    learning_rate: float,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[dict[str, Any]]:
-    """A linear VAE trained with each beta, beside the closed form.
+    """A linear VAE trained with each beta, in double precision, beside the closed form.
 
     Args:
         x: flat data less their mean, ``(N, D)``.
         betas: weights of the KL.
         scale: standard deviation of the noise.
         latent_dim: number of latents.
-        steps: of training, on all data at once.
-        learning_rate: at the start.
+        steps: of training at most, on all data at once.
         on_progress: called with how many are done, and how many there are.
 
     Returns:
         For each beta ``active``, ``rate`` (nats), ``distortion`` (squared error), the same with ``exact_`` in front,
         ``kl_to_posterior``, ``elbo`` and ``nll`` of the model that was trained, in nats.
     """
+    x = x.double()
     eigenvalues, rows = covariance_eigenvalues(x), []
     constant = 0.5 * x.shape[1] * math.log(2 * math.pi * scale**2)
     for done, beta in enumerate(betas):
         on_progress(done, len(betas))
         torch.manual_seed(0)
         vae = LinearVAE.untrained(x.shape[1], latent_dim, scale)
-        vae.fit(x, beta, steps, learning_rate)
+        vae.model.double()
+        vae.guide.double()
+        vae.fit(x, beta, steps)
         exact = reverse_water_filling(eigenvalues, beta * scale**2, latent_dim)
         rate, distortion = vae.rate(x), vae.distortion(x)
         with torch.no_grad():

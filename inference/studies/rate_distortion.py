@@ -56,7 +56,7 @@ class RateDistortionSettings:
         seeds: of the deep runs of each.
         scale: standard deviation of the noise of the default likelihood, in the units of the data.
         linear_dim: number of latents of the linear VAE.
-        linear_steps: of its training, on at most 5,000 data at once.
+        linear_steps: of its training at most, on at most 5,000 data at once.
         jobs: runs at a time; 0 for one per CPU core.
     """
 
@@ -90,7 +90,7 @@ def rate_distortion(
     x = training_data(setup)
     with console.stage("linear VAEs") as progress:
         linear = transition(
-            x, settings.betas, noise, settings.linear_dim, settings.linear_steps, learning_rate=0.05,
+            x, settings.betas, noise, settings.linear_dim, settings.linear_steps,
             on_progress=progress,
         )  # fmt: skip
     curve = water_filling_curve(x, settings.linear_dim)
