@@ -27,6 +27,7 @@ from inference.aggressive import aggressive
 from inference.annealing import AnnealedELBO, BetaELBO
 from inference.bounds import CIWAE, MIWAE, PIWAE, Renyi
 from inference.clustering import VaDE
+from inference.combined import CombinedELBO
 from inference.em_trainer import em, variational_em
 from inference.free_bits import FreeBits
 from inference.infovae import InfoVAE
@@ -294,6 +295,7 @@ CATALOG: dict[str, dict[str, Factory]] = {
         "annealed": AnnealedELBO,
         "free_bits": FreeBits,
         "infovae": InfoVAE,
+        "combined": CombinedELBO,
         "renyi": Renyi,
         "miwae": MIWAE,
         "ciwae": CIWAE,

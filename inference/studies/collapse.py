@@ -23,32 +23,11 @@ from inference.studies.collapse_figures import (
     draw_transition,
 )
 from inference.studies.linear import flat_training_data, staircase, transition
+from inference.studies.remedies import DECODERS, REMEDIES, combined, words_of
 from inference.study import Section, words_with_error, write_study
 from inference.table import Table, over_seeds
 
 Linear = tuple[list[dict[str, Any]], list[tuple[float, int]]]
-# The more of a picture a decoder can make up by itself, the less it asks of the latent.
-DECODERS: dict[str, str] = {
-    "mlp": "decoder.hidden=[200]",
-    "wide": "decoder.hidden=[400,400]",
-    "pixelcnn_near": "likelihood=pixelcnn likelihood.channels=12 likelihood.kernel=3 likelihood.layers=1 "
-    "likelihood.features=4 decoder.hidden=[50]",
-    "pixelcnn": "likelihood=pixelcnn likelihood.channels=12 likelihood.kernel=7 likelihood.layers=2 "
-    "likelihood.features=1 decoder=linear",
-}
-REMEDIES: dict[str, str] = {
-    "none": "",
-    "beta_half": "objective=beta objective.beta=0.5",
-    "annealing": "objective=annealed objective.warmup=0.5",
-    "cyclical": "objective=annealed objective.schedule=cyclical objective.warmup=0.8 objective.cycles=4",
-    "free_bits": "objective=free_bits objective.nats=3 objective.group=all",
-    "committed": "guide=committed guide.rate=3",
-    "mmd": "objective=infovae objective.alpha=0.5 objective.scale=100",
-    "aggressive": "inference=aggressive",
-    "semi_amortized": "guide=semi_amortized guide.steps=1",
-    "skip": "decoder=skip decoder.hidden=[50]",
-    "vq": "model=vq guide=quantized objective=vq model.grid=[2,2] model.codes=16",
-}
 BUDGET = {
     "trainer.steps": "700",
     "trainer.learning_rate": "0.003",
@@ -82,8 +61,9 @@ class CollapseSettings:
             run.py words, such as 'decoder=gated decoder.hidden=[50]'.
         remedies: each with the last decoder, at weight 1: words of this study (none, beta_half, annealing, cyclical,
             free_bits, committed, mmd, aggressive, semi_amortized, skip, vq), several of them at once, such as
-            free_bits+skip, or any run.py words, such as 'objective=free_bits objective.nats=0.2'. The default leaves
-            out semi_amortized, which scores each datum with twice as many latents as it has dimensions in each step.
+            annealing+free_bits+skip, or any run.py words, such as 'objective=free_bits objective.nats=0.2'. The default
+            leaves out semi_amortized, which scores each datum with twice as many latents as it has dimensions in each
+            step.
         seeds: of the runs of each.
         collapsed_below: nats of mutual information below which a posterior is called collapsed.
         linear_betas: weights of the KL at which a linear VAE is trained; [] for none.
@@ -146,7 +126,7 @@ def _point(arguments: Sequence[str], beta: float, decoder: str, remedy: str, see
     if any(argument.startswith("trainer.epochs=") for argument in arguments):
         del words["trainer.steps"]
     words |= {} if beta == 1 else {"objective": "beta", "objective.beta": f"{beta:g}"}
-    for more in (arguments, _words(decoder, DECODERS, "decoders"), _combined(remedy)):
+    for more in (arguments, words_of(decoder, DECODERS, "decoders"), combined(remedy)):
         given = dict(argument.split("=", 1) for argument in more)
         if "objective" in given:  # another objective has options of its own
             words = {key: value for key, value in words.items() if not key.startswith("objective.")}
@@ -154,30 +134,6 @@ def _point(arguments: Sequence[str], beta: float, decoder: str, remedy: str, see
     words["seed"] = str(seed)
     labels = {"beta": f"{beta:g}", "decoder": decoder, "remedy": remedy, "seed": str(seed)}
     return Point(labels, tuple(f"{key}={value}" for key, value in words.items()))
-
-
-def _combined(remedy: str) -> list[str]:
-    """The run.py words of one remedy, or of several joined by a plus.
-
-    Raises:
-        ConfigError: two of them are about the same part.
-    """
-    names = remedy.split("+") if all(name in REMEDIES for name in remedy.split("+")) else [remedy]
-    words = [word for name in names for word in _words(name, REMEDIES, "remedies")]
-    keys = [word.partition("=")[0] for word in words]
-    if twice := [key for key in keys if keys.count(key) > 1]:
-        raise ConfigError(f"study.remedies: {remedy!r} says twice what {twice[0]} is; combine remedies of other parts")
-    return words
-
-
-def _words(name: str, known: Mapping[str, str], option: str) -> list[str]:
-    """The run.py words behind a word of this study, or the words themselves."""
-    text = known.get(name, name)
-    if bad := [word for word in text.split() if "=" not in word]:
-        raise ConfigError(
-            f"study.{option}: {bad[0]!r} is neither one of {', '.join(known)} nor key=value words of a run"
-        )
-    return text.split()
 
 
 def _tracked(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:

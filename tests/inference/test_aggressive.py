@@ -188,7 +188,7 @@ def test_a_resumed_run_is_the_same_run(tmp_path, stop):
 
 def test_a_run_asks_for_it_by_a_word(tmp_path):
     words = ["inference=aggressive", "trainer.steps=4", "data.limit=300", "model.latent_dim=2"]
-    for objective in ("beta", "free_bits", "annealed", "iwae", "infovae"):  # with whatever else is chosen
+    for objective in ("beta", "free_bits", "annealed", "iwae", "infovae", "combined"):  # with whatever else is chosen
         setup = assemble(load([*words, f"objective={objective}"]))
         trainer = _trainer(setup, tmp_path, None)
         assert isinstance(trainer.svi, AggressiveSVI)

@@ -32,7 +32,7 @@ SMALL = {"particles": 4, "groups": 2, "partitions": 2}
 GUIDES = ("normal", "bits")
 NEEDS_BITS = {"muprop", "rebar", "relax", "arm"}
 NEEDS_PATH = {"reparameterized", "stl", "dreg"}
-MEANS = {"elbo", "beta", "annealed", "infovae"}  # of the draws, by a Monte-Carlo KL
+MEANS = {"elbo", "beta", "annealed", "infovae", "combined"}  # of the draws, by a Monte-Carlo KL
 
 
 class BitsModel(PyroModule):
