@@ -1,8 +1,10 @@
 """Guides whose discrete draws are given a path: Gumbel-softmax, binary Concrete, straight-through.
 
 The score log q of a draw is that of the discrete distribution, linear in the draw, and never the density of the
-relaxation: KL(q || p) is the divergence of the discrete distributions. In evaluation mode these guides draw bits and
-one-hot vectors, so that every number of an evaluation is one of the discrete model.
+relaxation. Relaxed draws of it say nothing of KL(q || p), which bounds take from the discrete distributions themselves.
+Straight-through draws do, in value; in gradient where it is taken in closed form, by kl=analytic or trace_mean_field.
+In evaluation mode these guides draw bits and one-hot vectors, so that every number of an evaluation is one of the
+discrete model.
 """
 
 import math

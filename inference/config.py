@@ -20,7 +20,7 @@ from hydra_zen import builds, instantiate
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from inference.catalog import CATALOG, DEFAULTS, Factory
+from inference.catalog import CATALOG, DEFAULTS, OBJECTIVES, Factory
 from inference.failures import one_line
 from inference.settings import Batching, Root
 
@@ -127,6 +127,8 @@ def load(arguments: Iterable[str], recipe: Mapping[str, Any] | None = None) -> C
     if "guide" not in asked and "guide" not in inspect.signature(_find("inference", words["inference"])).parameters:
         # What trains no guide infers as the model's own E step does.
         words["guide"] = getattr(_find("model", words["model"]), "e_step_guide", words["guide"])
+    if "objective" not in asked:
+        words["objective"] = OBJECTIVES.get(words["guide"], words["objective"])
     values = OmegaConf.structured(Root)
     _add_parts(values, words)
     waits = "likelihood" not in words

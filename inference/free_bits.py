@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from inference.closed_form import factors
+from inference.closed_form import factors, is_relaxed
 from inference.gradients import GradientEstimator
 from inference.objectives import ELBO
 from inference.particles import Latent, Particles
@@ -92,7 +92,7 @@ class FreeBits(ELBO):
                 f"the KL of site '{name}' does not split over its dimensions; use objective.group=site or all"
             )
         z, batch, event = latent.value, latent.q.batch_shape, latent.q.event_shape
-        kl = kl_divergence(q, p) if self.kl == "analytic" else q.log_prob(z) - p.log_prob(z)
+        kl = kl_divergence(q, p) if self.kl == "analytic" or is_relaxed(q) else q.log_prob(z) - p.log_prob(z)
         # (K, *plates, N, *event) -> (K, plates, N, event) -> (K, N, plates * event); without the K where it is 1
         split = kl.expand(batch + event).reshape(num_particles, -1, batch[-1], event.numel())
         return split.transpose(1, 2).flatten(2)

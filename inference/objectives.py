@@ -210,7 +210,8 @@ class ELBO(Objective):
     Args:
         particles: number of draws whose average estimates the expectation.
         kl: ``"analytic"`` takes KL(q(z|x) || p(z)) in closed form and fails where there is none; ``"monte_carlo"``
-            estimates it with the same draws.
+            estimates it with the same draws, except that of relaxed ones (guide=concrete), which tell nothing of it:
+            there it is that of the discrete distributions, with their entropy in closed form.
         max_plate_nesting: see :class:`Objective`.
         gradient: see :class:`Objective`.
     """
@@ -235,7 +236,7 @@ class ELBO(Objective):
 
     def divergence(self, draws: Particles) -> Tensor:
         """KL(q(z|x) || p(z)), or what estimates it, ``(K, N)`` nats."""
-        return draws.analytic_kl() if self.kl == "analytic" else draws.log_q - draws.log_prior
+        return draws.analytic_kl() if self.kl == "analytic" else draws.sampled_kl()
 
     def contribution(self, draws: Particles) -> Tensor:
         return draws.log_likelihood - self.divergence(draws)

@@ -14,10 +14,9 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import Delta, TorchDistribution
-from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from inference.closed_form import closed_form_kl
+from inference.closed_form import Latent, closed_form_kl, is_relaxed
 from inference.frozen import expect_same_twice
 from inference.handlers import DetachedDraws, parameters_of
 from inference.sites import (
@@ -44,25 +43,6 @@ class Rescore(Protocol):
     """
 
     def __call__(self, values: Mapping[str, Tensor], view: View) -> "Particles": ...
-
-
-@dataclass(frozen=True)
-class Latent:
-    """One latent site as guide and model see it."""
-
-    value: Tensor  # (K, ..., N, *event_shape); without the K where it is 1
-    q: TorchDistribution  # the guide's distribution of it
-    p: TorchDistribution  # the model's
-    q_mask: Tensor | bool | None = None  # where its log-densities count; everywhere for None
-    p_mask: Tensor | bool | None = None
-
-    def log_q(self) -> Tensor:
-        """log q of the draws where they count, ``(K, ..., N)`` nats."""
-        return scale_and_mask(self.q.log_prob(self.value), mask=self.q_mask)
-
-    def log_p(self) -> Tensor:
-        """The same under the model."""
-        return scale_and_mask(self.p.log_prob(self.value), mask=self.p_mask)
 
 
 @dataclass(frozen=True)
@@ -113,16 +93,21 @@ class Particles:
                 another order than the model or has auxiliary sites, where the sum of conditional divergences is not
                 the divergence, or only one of the two programs masks a latent.
         """
-        total = torch.zeros_like(self.log_q)
-        for kl in self.site_kls().values():
-            total = total + kl
-        return total
+        return sum(self.site_kls().values(), torch.zeros_like(self.log_q))
+
+    def sampled_kl(self) -> Tensor:
+        """log q(z|x) - log p(z), ``(K, N)`` nats, which estimates the KL; relaxed draws do not, see :class:`Latent`."""
+        kl = self.log_q - self.log_prior
+        for name, z in self.latents.items():
+            if is_relaxed(z.q):
+                kl = kl + per_datum(z.sampled_kl(name), kl.shape) - per_datum(z.log_q() - z.log_p(), kl.shape)
+        return kl
 
     def site_kls(self, closed_form: bool = True) -> dict[str, Tensor]:
         """The terms of :meth:`analytic_kl` by site, ``(K, N)`` nats each, or their Monte-Carlo estimates."""
         shape = self.log_q.shape
         if not closed_form:
-            return {n: per_datum(z.log_q(), shape) - per_datum(z.log_p(), shape) for n, z in self.latents.items()}
+            return {n: per_datum(z.sampled_kl(n), shape) for n, z in self.latents.items()}
         if self.auxiliary:
             raise StructureError(
                 f"the guide's auxiliary sites {list(self.auxiliary)} leave no closed-form KL; use kl=monte_carlo"

@@ -6,6 +6,7 @@ import pyro.infer
 from pyro.infer import config_enumerate
 from pyro.infer.util import is_validation_enabled
 
+from inference.closed_form import has_closed_form, is_relaxed
 from inference.particles import sites_of
 from inference.structure import Program, Site, StructureError, check_pairing, innermost
 
@@ -28,11 +29,24 @@ class _Checked(pyro.infer.ELBO):
         check_pairing(q_sites, latents, {n: s for n, s in p_sites.items() if n not in latents})
 
 
-class Trace(_Checked, pyro.infer.Trace_ELBO):
+class _Sampled(_Checked):
+    """Takes the KL from the draws."""
+
+    def check(self, q_sites: dict[str, Site], latents: dict[str, Site], p_sites: dict[str, Site]) -> None:
+        super().check(q_sites, latents, p_sites)
+        if relaxed := [name for name, site in q_sites.items() if is_relaxed(site["fn"])]:
+            raise StructureError(
+                f"this objective takes the KL from the draws, and those of {relaxed} are relaxed, whose mean of "
+                "log q - log p is no KL, and tends to zero as the temperature rises; use objective=elbo, whose KL is "
+                "that of the discrete distributions"
+            )
+
+
+class Trace(_Sampled, pyro.infer.Trace_ELBO):
     """``Trace_ELBO``."""
 
 
-class TraceGraph(_Checked, pyro.infer.TraceGraph_ELBO):
+class TraceGraph(_Sampled, pyro.infer.TraceGraph_ELBO):
     """``TraceGraph_ELBO``."""
 
 
@@ -51,6 +65,13 @@ class TraceMeanField(_Checked, pyro.infer.TraceMeanField_ELBO):
                 "objective=trace_mean_field sums divergences of sites given those before them, so the guide has to "
                 "sample its latents in the model's order; use objective=trace_elbo"
             )
+        for name in latents:
+            q, p = q_sites[name]["fn"], latents[name]["fn"]
+            if is_relaxed(q) and not has_closed_form(q, p):
+                raise StructureError(
+                    f"objective=trace_mean_field would take the KL of site '{name}' from relaxed draws, which tell "
+                    "nothing of it, for it has no closed form; use objective=elbo"
+                )
 
 
 class TraceEnum(_Checked, pyro.infer.TraceEnum_ELBO):

@@ -92,7 +92,7 @@ def valid(guide, objective):
     if guide in DRAWN:  # no path
         return objective in {"trace_elbo", "trace_graph", "tvo", "wake_sleep"}
     if guide in SOFT:  # not distributed as log q says
-        return objective not in {"tvo", "wake_sleep", "piwae"}
+        return objective not in {"trace_elbo", "trace_graph", "tvo", "wake_sleep", "piwae"}
     if guide in READING and objective in {"piwae", "wake_sleep"}:  # two targets for a parameter of the model
         return False
     if objective == "free_bits":  # a closed-form KL for each dimension

@@ -33,6 +33,7 @@ from models.discrete import UniformBits, UniformOneHots
 from models.latent import LatentVariableModel
 from models.likelihoods import Bernoulli, LearnedGaussian
 from models.nets import MLP, Linear
+from run import main
 from tests.inference.engines import PIXELS, batches, losses, parameters, shared
 
 NET = partial(MLP, hidden=(5,))
@@ -122,12 +123,13 @@ def test_it_trains_or_says_why_not(objective, gradient, latents, draws):
 @pytest.mark.parametrize("word", ["trace_elbo", "trace_mean_field", "trace_graph", "beta", "annealed", "wake_sleep"])
 def test_other_objectives_train_or_say_why_not(word, latents, draws):
     made = CATALOG["objective"][word]()
-    refused = (draws == "drawn" and word in ("beta", "annealed")) or (draws == "relaxed" and word == "wake_sleep")
+    takes_kl_from_draws = word in ("trace_elbo", "trace_graph", "wake_sleep")
+    refused = (draws == "drawn" and word in ("beta", "annealed")) or (draws == "relaxed" and takes_kl_from_draws)
     if word == "trace_mean_field" and draws == "drawn":
         pytest.skip("Pyro's has no gradient through draws, and does not say so")
     if not refused:
         return two_steps(made, latents, draws)
-    with pytest.raises(StructureError, match="gradient="):
+    with pytest.raises(StructureError, match=r"gradient=|use objective=elbo"):
         two_steps(made, latents, draws)
 
 
@@ -163,6 +165,22 @@ def test_refusals_name_what_would_do():
 def test_parts_that_do_not_fit(words, message):
     with pytest.raises(ConfigError, match=message):
         assemble(load(["data=iris", "likelihood=learned_gaussian", "device=cpu", *words]))
+
+
+@pytest.mark.parametrize(
+    ("words", "accepted"),
+    [
+        (["prior=bits", "guide=diagonal"], "accepted: guide=bits, concrete, straight_through or enumerated"),
+        (["prior=onehot", "guide=diagonal"], "accepted: guide=onehot, concrete, straight_through or enumerated"),
+        (["model=vq", "guide=diagonal"], "accepted: what guide=quantized draws"),
+    ],
+    ids=lambda case: case[0] if isinstance(case, list) else "",
+)
+def test_draws_outside_of_the_prior_are_answered_with_guides_that_fit(words, accepted, tmp_path, capsys):
+    assert main(["train", *words, "trainer.steps=1", "decoder.hidden=[4]", f"run.dir={tmp_path}"]) == 2
+    message = capsys.readouterr().err
+    assert accepted in message
+    assert "Trace Shapes" not in message
 
 
 def test_one_hots_by_words():
