@@ -17,6 +17,7 @@ from inference.particles import (
     guess_max_plate_nesting,
     particles,
 )
+from inference.structure import innermost
 
 DENSITIES_AT_ONCE = 2**16  # a flow's networks hold hundreds of numbers for each
 
@@ -79,12 +80,23 @@ def _kl_per_dimension(model: Program, guide: Program, x: Tensor) -> Tensor | Non
 def active_units(guide: Program, x: Tensor, threshold: float = 0.01) -> int:
     """Number of latent dimensions with Var_x(E_q[z]) above ``threshold`` (Burda et al. 2016, section 5).
 
-    Where the means are averages over draws, the variance of those averages is taken off: it is not the data's.
+    A one-hot vector, or a state, is one latent, with the variance of its vector of probabilities: of each entry by
+    itself it sinks below any threshold as the classes grow many. Where the means are averages over draws, the variance
+    of those averages is taken off: it is not the data's.
     """
-    means, error_variance = _means_with_error(guide, x, 64)
+    means, error_variance, unit = _means_with_error(guide, x, 64)
     if means.shape[0] < 2:
         return 0
-    return int((means.var(0) - error_variance.mean(0) > threshold).sum())
+    variance = means.var(0) - error_variance.mean(0)  # (D,)
+    return int((variance.new_zeros(int(unit[-1]) + 1).index_add(0, unit, variance) > threshold).sum())
+
+
+def _classes(q: TorchDistribution) -> int:
+    """Of a latent whose mean is a vector of probabilities; 1 of all others."""
+    base = innermost(q)
+    if isinstance(base, torch.distributions.Categorical | torch.distributions.OneHotCategorical):
+        return base.probs.shape[-1]
+    return 1
 
 
 def posterior_means(guide: Program, x: Tensor, num_samples: int = 64) -> Tensor:
@@ -171,16 +183,22 @@ def _kl(draws: Particles) -> tuple[Tensor, str]:
         return draws.log_q - draws.log_prior, "Monte Carlo"
 
 
-def _means_with_error(guide: Program, x: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:
-    """Posterior means, ``(N, D)``, and the variance of their Monte-Carlo error, zero where they are exact."""
+def _means_with_error(guide: Program, x: Tensor, num_samples: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Posterior means, ``(N, D)``, the variance of their Monte-Carlo error, zero where exact, and whose they are.
+
+    The last, ``(D,)``, numbers the latents: 0, 1, ..., the same number for all classes of one.
+    """
     runs = [encode(guide, x).values()]
     if len(runs[0]) > 1:  # what later sites are conditional on varies from run to run
         runs += [encode(guide, x).values() for _ in range(num_samples - 1)]
     draws = num_samples if len(runs) == 1 else 1
-    means = torch.cat([torch.cat([_given_mean(q, draws) for q in run], dim=2) for run in runs])  # (S, N, D)
+    by_site = [[_given_mean(q, draws) for q in run] for run in runs]  # (S, N, D of the site) each
+    means = torch.cat([torch.cat(sites, dim=2) for sites in by_site])  # (S, N, D)
+    first = [torch.arange(m.shape[-1]) % _classes(q) == 0 for q, m in zip(runs[0], by_site[0], strict=True)]
+    unit = torch.cat(first).to(means.device).cumsum(0) - 1
     if means.shape[0] == 1:
-        return means[0], torch.zeros_like(means[0])
-    return means.mean(0), means.var(0) / means.shape[0]
+        return means[0], torch.zeros_like(means[0]), unit
+    return means.mean(0), means.var(0) / means.shape[0], unit
 
 
 def _given_mean(q: TorchDistribution, num_samples: int) -> Tensor:

@@ -30,7 +30,7 @@ MEANINGS = {
     "test/mutual_information_upper": "The same, estimated so that it is high on average where the split of the KL was "
     "taken on a part of the data, as the line above is then low.",
     "test/marginal_kl": "The rest of the KL: how far the codes of all data together are from the prior.",
-    "test/active_units": "Latent dimensions whose posterior mean moves from datum to datum.",
+    "test/active_units": "Latent dimensions, or one-hot vectors, whose posterior mean moves from datum to datum.",
     "test/khat_median": "Median tail index of the importance weights. Above 0.7 the estimate of log p(x) is not to be "
     "trusted; below it that is no proof.",
     "test/code_perplexity": "How many codes of each codebook are in use over all held-out data: exp of the entropy of "
