@@ -86,6 +86,8 @@ def assemble(config: Config, dataset: Dataset | None = None) -> Setup:
     _introduce(config, model, guide)
     support = getattr(getattr(model, "likelihood", model), "support", "real")
     own = not _takes(config.factory("model"), "likelihood")
+    if dataset.observed_levels == 2 and (refusal := getattr(getattr(model, "likelihood", None), "refusal", "")):
+        raise ConfigError(f"likelihood={config.words['likelihood']}: {refusal}")
     representation = representation_for(dataset, support, dataset.observed_levels, own)
     if representation == "levels":
         _scale_inputs(guide, dataset)

@@ -14,7 +14,9 @@ def out_of_memory(error: BaseException) -> bool:
 
 def one_line(error: BaseException) -> str:
     """The message of an error as one line of no more than 300 characters."""
-    words = " ".join(str(error).split()) or type(error).__name__
+    words = (
+        " ".join(str(error).split()).partition(" Trace Shapes:")[0] or type(error).__name__
+    )  # Pyro's table of shapes
     return words if len(words) <= 300 else words[:297] + "..."
 
 

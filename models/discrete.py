@@ -43,7 +43,8 @@ class _Hull(constraints.Constraint):
         return inside.all(-1) & ((value.sum(-1) - 1).abs() < 1e-4)
 
     def __repr__(self) -> str:
-        return "bits or what lies between them" if self._event_dim == 0 else "one-hot vectors or what lies between them"
+        word, what = ("bits", "bits") if self._event_dim == 0 else ("onehot", "one-hot vectors")
+        return f"{what} or what lies between them; accepted: guide={word}, concrete, straight_through or enumerated"
 
 
 def logistic(shape: Sequence[int], like: Tensor) -> Tensor:

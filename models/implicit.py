@@ -66,6 +66,7 @@ class Implicit(Likelihood):
     """
 
     support = "real"
+    refusal = NO_DENSITY  # to whoever would score data by it
 
     def __init__(self, event_shape: Sequence[int], context_shape: Sequence[int], net: NetFactory) -> None:
         super().__init__(event_shape, context_shape, net)

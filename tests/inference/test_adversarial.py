@@ -61,8 +61,9 @@ def test_draws_have_no_density(capsys):
     setup = assemble(load(["likelihood=implicit", "data.binarization=none", "device=cpu", "objective=elbo"]))
     with pytest.raises((ValueError, StructureError), match="has no density"):
         ELBO().bound(setup.model, setup.guide, torch.rand(3, 1, 8, 8))
-    assert main(["train", "likelihood=implicit", "data.binarization=none", "trainer.steps=1"]) == 2
-    assert "an implicit model draws data and has no density" in capsys.readouterr().err
+    for greys in ([], ["data.binarization=none"]):
+        assert main(["train", "likelihood=implicit", *greys, "trainer.steps=1"]) == 2
+        assert "an implicit model draws data and has no density" in capsys.readouterr().err
 
 
 @pytest.mark.row("1.30")
