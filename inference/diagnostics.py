@@ -129,6 +129,8 @@ class Surgery:
     num_data: int
     upper: float
     population: int
+    estimator: str = "one draw per datum against the mixture of their posteriors"
+    exact: bool = False  # of these data: without sampling noise
 
 
 @torch.no_grad()

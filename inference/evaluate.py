@@ -13,11 +13,14 @@ from torch import Tensor, nn
 
 from inference.codes import code_scores, is_certain
 from inference.data import Source
-from inference.diagnostics import active_units, elbo_terms, kl_per_dimension, surgery
+from inference.diagnostics import active_units, elbo_terms, kl_per_dimension
+from inference.exact_surgery import best_surgery
 from inference.export import import_arviz
 from inference.parameters import in_modules
 from inference.particles import Program, guess_max_plate_nesting, particles, validation
 from inference.table import Table
+
+MOST_TRACKED = 2**22  # densities for an exact surgery at each scoring of the validation data
 
 
 @dataclass
@@ -207,9 +210,11 @@ def validation_scores(
         terms = [elbo_terms(model, guide, some) for some in x.split(draws_at_once(model, x))]
         reconstruction = float(torch.cat([t.reconstruction for t in terms]).mean())
         kl = float(torch.cat([t.kl for t in terms]).mean())
+        parts = best_surgery(model, guide, x[:surgery_data], x.shape[0], MOST_TRACKED) if surgery_data else None
+        if parts is not None and parts.exact and parts.num_data == x.shape[0]:
+            kl = parts.kl
         scores = {"valid/elbo": reconstruction - kl, "valid/reconstruction": reconstruction, "valid/kl": kl}
-        if surgery_data:
-            parts = surgery(model, guide, x[:surgery_data], population=x.shape[0])
+        if parts is not None:
             scores["valid/mutual_information"] = parts.mutual_information
             scores["valid/marginal_kl"] = kl - parts.mutual_information
             scores["valid/active_units"] = active_units(guide, x)
@@ -248,7 +253,7 @@ def evaluate(
         elbo_samples, num_particles = (1, 1) if certain else (settings.elbo_samples, settings.particles)
         at_once = max(1, min(256, draws_at_once(model, x) // elbo_samples))
         terms = [elbo_terms(model, guide, some, elbo_samples) for some in x.split(at_once)]
-        parts = surgery(model, guide, x[: settings.surgery_data], population=x.shape[0])
+        parts = best_surgery(model, guide, x[: settings.surgery_data], x.shape[0])
         units = active_units(guide, x)
         by_dimension = kl_per_dimension(model, guide, x[: settings.surgery_data])
         weigh = _weigher(model, guide, x, settings.engine)
@@ -259,19 +264,21 @@ def evaluate(
         exact = _exact(model, x)
         words = _per_token(model, x, evidence)
     reconstruction = float(torch.cat([t.reconstruction for t in terms]).double().mean())
-    kl = float(torch.cat([t.kl for t in terms]).double().mean())
+    kl, kl_estimator = float(torch.cat([t.kl for t in terms]).double().mean()), terms[0].kl_estimator
+    if parts.exact and parts.num_data == x.shape[0]:
+        kl, kl_estimator = parts.kl, kl_estimator if kl_estimator == "closed form" else parts.estimator
     nll = -evidence.log_p.double()
     dimensions = x[0].numel()
     summary = {
         "test/elbo": reconstruction - kl,
         "test/reconstruction": reconstruction,
         "test/kl": kl,
-        "test/kl_estimator": terms[0].kl_estimator,
+        "test/kl_estimator": kl_estimator,
         "test/kl_per_dimension": None if by_dimension is None else [round(v, 6) for v in by_dimension.tolist()],
         "test/mutual_information": parts.mutual_information,
         "test/mutual_information_upper": parts.upper,
         "test/marginal_kl": kl - parts.mutual_information,
-        "test/mutual_information_estimator": "one draw per datum against the mixture of their posteriors",
+        "test/mutual_information_estimator": parts.estimator,
         "test/surgery_data": parts.num_data,
         "test/active_units": units,
         "test/nll": float(nll.mean()),
