@@ -1,6 +1,6 @@
 """One optimization step."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -26,6 +26,8 @@ class SharedOptimizer(pyro.optim.PyroOptim):
         factory: builds the optimizer: ``factory(parameters, lr=learning_rate)``.
         learning_rate: step size; change it by :meth:`set_learning_rate`.
         gradient_clip: largest norm of the gradient per datum, over all parameters; None for no limit.
+        speeds: by parameter, a factor that its gradients have for the sake of its step size. An optimizer that divides
+            gradients by their size, such as Adam, would undo it, and has it in the parameter's learning rate.
     """
 
     def __init__(
@@ -34,10 +36,16 @@ class SharedOptimizer(pyro.optim.PyroOptim):
         factory: OptimizerFactory,
         learning_rate: float,
         gradient_clip: float | None = None,
+        speeds: Mapping[torch.nn.Parameter, float] | None = None,
     ) -> None:
         super().__init__(factory, {"lr": learning_rate})
         self.parameters = list(parameters)
-        self.optimizer = factory(self.parameters, lr=learning_rate)
+        apart = {p: speed for p, speed in (speeds or {}).items() if speed != 1}
+        if apart and _follows_sizes(factory):
+            apart = {}
+        rest = [p for p in self.parameters if p not in apart]
+        own = [{"params": [p], "lr": learning_rate * speed, "speed": speed} for p, speed in apart.items()]
+        self.optimizer = factory([*([{"params": rest}] if rest else []), *own] if own else rest, lr=learning_rate)
         self.gradient_clip = gradient_clip
 
     def __call__(self, params: Any = None, batch_size: int = 1) -> None:
@@ -49,7 +57,7 @@ class SharedOptimizer(pyro.optim.PyroOptim):
     def set_learning_rate(self, learning_rate: float) -> None:
         """Use this step size from now on."""
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group.get("speed", 1.0)
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -67,6 +75,17 @@ class SharedOptimizer(pyro.optim.PyroOptim):
             index, key = name.split(".", 1)
             state.setdefault(int(index), {})[key] = tensor
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+
+
+def _follows_sizes(factory: OptimizerFactory) -> bool:
+    """Whether a gradient of twice the size makes an optimizer's step twice as long."""
+    lengths = []
+    for size in (1.0, 2.0):
+        place = torch.nn.Parameter(torch.zeros(()))
+        place.grad = torch.tensor(size)
+        factory([place], lr=0.1).step()
+        lengths.append(float(place.detach()))
+    return abs(lengths[1] - 2 * lengths[0]) < 0.1 * abs(lengths[1])
 
 
 class SVI(pyro.infer.SVI):

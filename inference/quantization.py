@@ -4,11 +4,12 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from inference.gradients import with_gradient
 from inference.objectives import ELBO
 from inference.particles import Particles, Program, StructureError
+from models.codebook import Codebook
 from models.vq import HardCodes
 
 
@@ -25,9 +26,13 @@ class VectorQuantization(ELBO):
     single loss. The two weights are independent: codebook_rate scales the gradient of the codes only, commitment that
     of the encoder only. A codebook of moving averages is brought up to date where a gradient is taken in training mode.
 
+    The first is a learning rate: an optimizer that divides gradients by their size does not see it in them, and is told
+    of it by :meth:`speeds`.
+
     Args:
         commitment: weight of what keeps the encoder's vectors at their codes; beta in the paper.
-        codebook_rate: weight of what draws codes to their vectors; without effect on a codebook of moving averages.
+        codebook_rate: weight of what draws codes to their vectors: how much faster than all else they learn. Without
+            effect on a codebook of moving averages, whose decay is its rate.
         max_plate_nesting: see :class:`~inference.objectives.Objective`.
     """
 
@@ -41,6 +46,11 @@ class VectorQuantization(ELBO):
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be 0 or above and finite, got {value}")
         self.commitment, self.codebook_rate = commitment, codebook_rate
+
+    def speeds(self, programs: nn.Module) -> dict[nn.Parameter, float]:
+        """The codebooks' parameters, with the factor that their gradients have for the sake of their step size."""
+        books = [module for module in programs.modules() if isinstance(module, Codebook)]
+        return {parameter: self.codebook_rate for book in books for parameter in book.parameters()}
 
     def estimate(self, model: Program, guide: Program, *args: Any, **kw: Any) -> tuple[Tensor, Particles]:
         """The bound, ``(N,)`` nats, with the gradient of the docstring; and the particle behind it."""

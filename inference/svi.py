@@ -47,7 +47,8 @@ def trainer_of(
     parts = [setup.model, guide, objective]
     programs = nn.ModuleList(p for p in parts if isinstance(p, nn.Module))  # shared parameters count once
     clip = settings.gradient_clip or None
-    shared = SharedOptimizer(programs.parameters(), optimizer, settings.learning_rate, clip)
+    speeds = objective.speeds(programs) if hasattr(objective, "speeds") else {}
+    shared = SharedOptimizer(programs.parameters(), optimizer, settings.learning_rate, clip, speeds)
     batches = Batches(setup.source("train"), setup.config.section("batching").batch_size, setup.seed)
     return Trainer(
         engine(setup.model, guide, shared, objective), batches, settings, folder, validation(setup), observers

@@ -1,13 +1,16 @@
 """From data to pictures by one command: codes and the prior over them, chosen by words."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 from inference.assemble import assemble, start_from_data
+from inference.compiled import CompiledSVI
 from inference.config import ConfigError, load
+from inference.engine import SVI, SharedOptimizer
 from models.masked_tokens import MaskedTransformer
 from models.pixelcnn import PixelCNN
 from models.tokens import MarkovTable, PositionTable
@@ -73,6 +76,47 @@ def test_codebooks_start_by_word(start):
         x = setup.source("train").fixed()
         vectors = setup.guide.core.net(x).detach().movedim(1, -1).reshape(-1, 4)
         assert torch.cdist(after, vectors).min(-1).values.max() < 1e-3
+
+
+def moved(optimizer, rate, told=True, engine=SVI, steps=1):
+    """How far codes and encoder have moved, from one start."""
+    torch.manual_seed(2)
+    words = [f"objective.codebook_rate={rate}", f"optimizer={optimizer}", "encoder.blocks=0", "decoder.blocks=0"]
+    setup = assemble(load([*VQ, *SMALL, *words]))
+    start_from_data(setup)
+    programs = torch.nn.ModuleList([setup.model, setup.guide])
+    speeds = setup.objective.speeds(programs) if told else None
+    optim = SharedOptimizer(programs.parameters(), setup.config.factory("optimizer"), 1.0, None, speeds)
+    optim.set_learning_rate(1e-6)
+    svi = engine(setup.model, setup.guide, optim, setup.objective)
+    parts = [[setup.model.prior.codebook.vectors], list(setup.guide.parameters())]
+    before = [[p.detach().clone() for p in part] for part in parts]
+    for _ in range(steps):
+        svi.step(setup.source("train").fixed(torch.arange(50)))
+    pairs = [zip(part, old, strict=True) for part, old in zip(parts, before, strict=True)]
+    codes, encoder = (torch.cat([(p.detach() - q).flatten().double() for p, q in pair]) for pair in pairs)
+    return codes.norm(), encoder.norm(), optim
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamax", "adagrad", "sgd"])
+def test_the_codebook_rate_is_one_under_every_optimizer(optimizer):
+    """Codes move four times as far, the encoder as far as ever, also where gradients are divided by their size."""
+    (codes, encoder, _), (faster, same, _) = moved(optimizer, 1.0), moved(optimizer, 4.0)
+    assert codes > 0
+    assert float(faster / codes) == pytest.approx(4.0, rel=0.02)
+    assert float(same / encoder) == pytest.approx(1.0, rel=1e-4)
+    untold, _, _ = moved(optimizer, 4.0, told=False)
+    assert float(untold / codes) == pytest.approx(4.0 if optimizer == "sgd" else 1.0, rel=0.02)
+
+
+def test_a_compiled_step_and_a_checkpoint_keep_the_codebook_rate():
+    (codes, encoder, optim), (again, also, _) = (
+        moved("adam", 4.0, engine=engine, steps=3) for engine in (SVI, partial(CompiledSVI, inductor=False))
+    )
+    assert float(again / codes) == pytest.approx(1.0, rel=1e-3)
+    assert float(also / encoder) == pytest.approx(1.0, rel=1e-3)
+    optim.load_tensors(optim.tensors())
+    assert sorted(group["lr"] for group in optim.optimizer.param_groups) == [1e-6, 4e-6]
 
 
 def test_bad_words_are_refused():
