@@ -338,10 +338,8 @@ DEFAULTS: dict[str, str] = {
     "decoder": "mlp",
     "optimizer": "adam",
 }  # the likelihood's default is the data's
-# The objective's is the guide's, where one guide has an objective that goes with it alone.
-OBJECTIVES: dict[str, str] = {
-    **dict.fromkeys(("quantized", "quantized_levels"), "vq"),
-    "concrete": "elbo",
+OBJECTIVES = {  # the objective's default is the guide's, where one guide has an objective that goes with it alone
+    **{"quantized": "vq", "quantized_levels": "vq", "concrete": "elbo"},
     **dict.fromkeys(("straight_through", "straight_through_mean"), "trace_mean_field"),
 }
 

@@ -28,8 +28,14 @@ def sections_of(records: list[dict[str, Any]], titles: Mapping[str, str], folder
             row["title"] = titles[row["estimator"]]
         shown = Table.from_records([_words(row) for row in rows])
         origin = next((record["reference"] for record in here if record["reference"]), "")
+        alone = len({record["seed"] for record in here}) == 1
+        over = (
+            "Of one seed; the error of log p(x) is over data."
+            if alone
+            else "Errors of bound and log p(x) are over seeds."
+        )
         words = [
-            "Best log p(x) first. Errors of bound and log p(x) are over seeds. Perplexity is of each latent's classes "
+            f"Best log p(x) first. {over} Perplexity is of each latent's classes "
             "over held-out data, averaged; a latent is in use where it tells 0.01 nats. The squared bias is a fraction "
             f"of the squared length of the ELBO's gradient ({origin}), and estimated without bias."
         ]
@@ -39,19 +45,21 @@ def sections_of(records: list[dict[str, Any]], titles: Mapping[str, str], folder
 
 
 def _words(row: Mapping[str, Any]) -> dict[str, Any]:
-    def of(key: str, digits: int, sign: int = 1) -> str:
-        error = row.get(f"{key}_stderr")
-        return f"{sign * row[key]:.{digits}f}" + (f"\u202f±\u202f{error:.{digits}f}" if error is not None else "")
+    def of(key: str, digits: int, sign: int = 1, error: float | None = None) -> str:
+        over_seeds = row.get(f"{key}_stderr")
+        error = error if over_seeds is None else over_seeds
+        shown = f"{sign * row[key]:.{digits}f}" + (f"\u202f±\u202f{error:.{digits}f}" if error is not None else "")
+        return shown.replace("-", "−")
 
     bias = row["squared_bias"]
     return {
         "estimator": row["title"],
-        "log p(x)": of("test/nll", 2, -1),
+        "log p(x)": of("test/nll", 2, -1, row["data_error"]),
         "bound": of("test/elbo", 2),
         "perplexity": f"{row['perplexity']:.2f}",
         "in use": f"{row['active_codes']:.0f}",
         "variance": f"{row['variance']:.3g}" if _varies(row) else "0",
-        "squared bias": "" if bias is None else f"{bias:+.2f}\u202f±\u202f{row['bias_error']:.2f}",
+        "squared bias": "" if bias is None else f"{bias:+.2f}\u202f±\u202f{row['bias_error']:.2f}".replace("-", "−"),
         "ms per gradient": f"{row['milliseconds']:.1f}",
     }
 

@@ -40,6 +40,8 @@ def test_it_compares_every_way_to_train_at_the_same_parameters(tmp_path):
     text = page.read_text()
     assert text.count("<img") == 1
     assert "exact enumeration" in text
+    best = min(rows.values(), key=lambda row: row["test/nll"])
+    assert f"−{best['test/nll']:.2f}\u202f±\u202f{best['test/nll_stderr']:.2f}" in text
 
 
 @pytest.mark.parametrize(
