@@ -88,6 +88,8 @@ def _values(summary: Mapping[str, Any]) -> dict[str, float] | None:
     values = {name: float(value) for name, value in known.items() if math.isfinite(value)}
     if not {"elbo", "reconstruction", "kl"} <= values.keys():
         return None
+    if "evidence" in values and values.get("particles") == 1:  # the bound itself, of which no more is known
+        del values["evidence"]
     if "evidence" in values:
         values["evidence"] = -values["evidence"]
         values["gap"] = values["evidence"] - values["elbo"]

@@ -53,12 +53,18 @@ def gallery(setup: Setup) -> Gallery:
         kl_per_dimension=None if by_dimension is None else _numpy(by_dimension),
         manifold=grid,
         components=components,
-        latent_states=sites[0].shape[-1] if len(sites) == 1 and sites[0].dim() == 3 else 1,
+        latent_states=_states(sites[0]) if len(sites) == 1 else 1,
         prior_density=density,
         drawn=isinstance(p_x, AutoregressiveLevels),
         vocabulary=dataset.vocabulary,
         between=between,
     )
+
+
+def _states(z: Tensor) -> int:
+    """K of latents that are one-hot vectors, ``(N, V, K)`` or on a grid ``(N, H, W, K)``; 1 of all others."""
+    hot = z.dim() > 2 and bool(((z == 0) | (z == 1)).all() and (z.sum(-1) == 1).all())
+    return z.shape[-1] if hot else 1
 
 
 def shown_of(p_x: Distribution, draw: Tensor | None = None) -> Tensor:

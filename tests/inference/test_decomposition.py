@@ -45,3 +45,15 @@ def test_a_collapsed_posterior_looks_collapsed_and_sampling_error_is_no_gap() ->
 
 def test_no_drawing_without_the_terms() -> None:
     assert decompose({"test/elbo": -1.0, "test/kl": None, "test/reconstruction": float("nan")}) is None
+
+
+def test_a_bound_that_stands_for_log_p_draws_no_gap() -> None:
+    """Of a guide without randomness nothing is known but the bound."""
+    known = {"test/elbo": -27.8, "test/reconstruction": -18.2, "test/kl": 9.6, "test/nll": 27.8}
+    alone, sampled = (decompose({**known, "test/nll_particles": count}) for count in (1, 100))
+    assert alone is not None
+    assert sampled is not None
+    assert "evidence" in sampled.bars
+    assert "gap" in sampled.values
+    assert "evidence" not in alone.bars
+    assert "gap" not in alone.values

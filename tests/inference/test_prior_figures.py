@@ -44,6 +44,7 @@ def test_every_prior_in_the_plane_has_its_density_drawn(prior, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [(["prior=onehot", "guide=onehot", "model.latent_dim=3"], "3 latents of 10 states"),
+     (["model=dvae", "guide=concrete", "model.codes=30"], "4 latents of 30 states"),
      (["prior=bits", "guide=bits", "model.latent_dim=2"], "each bit is on")],
 )  # fmt: skip
 def test_discrete_codes_are_counted_and_not_averaged(words, said, tmp_path):
