@@ -23,6 +23,7 @@ class Deterministic(Conditional):
     """
 
     support = "real"
+    has_density = False
 
     def __init__(self, event_shape: Sequence[int], context_shape: Sequence[int], net: NetFactory) -> None:
         super().__init__(event_shape, context_shape)

@@ -7,6 +7,7 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from guides.gaussian import vector_size
+from models.vamp import Aggregate
 
 LogJoint = Callable[[Tensor], Tensor]
 
@@ -68,6 +69,11 @@ class JointDensity:
     def __init__(self, model: PyroModule, owner: str) -> None:
         if not hasattr(model, "prior") or not hasattr(model, "likelihood"):
             raise ValueError(f"{owner} needs a model made of a prior and a likelihood, such as model=composed")
+        if isinstance(model.prior, Aggregate):
+            raise ValueError(
+                f"{owner} climbs log p(z), and this prior is itself made of q(z|x); accepted: one that is not, such "
+                "as prior=standard, mixture or realnvp"
+            )
         if model.prior().has_enumerate_support or not model.prior().has_rsample:
             raise ValueError(f"{owner} follows gradients with respect to latents: the prior must be continuous")
         self.event_shape = torch.Size(model.prior.event_shape)

@@ -319,6 +319,19 @@ def _per_token(model: Program, x: Tensor, evidence: Evidence) -> dict[str, float
     }
 
 
+def training_bound(model: Program, guide: Program, x: Tensor, settings: EvaluationSettings, seed: int) -> float:
+    """The ELBO of training data ``(N, *event_shape)``, nats per datum, as :func:`evaluate` takes that of held-out data.
+
+    How far it lies above is what model, guide and prior know of the training data alone.
+    """
+    with evaluating(model, guide, seed=seed):
+        draws = 1 if is_certain(guide, x) else settings.elbo_samples
+        at_once = max(1, min(256, draws_at_once(model, x) // draws))
+        return float(
+            torch.cat([elbo_terms(model, guide, some, draws).elbo for some in x.split(at_once)]).double().mean()
+        )
+
+
 def evidence_table(index: Tensor, evidence: Evidence) -> Table:
     """Datum by datum: its row in the split, log p(x) in nats, and its Pareto k-hat where that was computed."""
     khat = [*evidence.khat.tolist(), *[None] * (len(index) - len(evidence.khat))]

@@ -18,7 +18,7 @@ from inference.checkpoint import CheckpointError, write_atomically
 from inference.config import Config, ConfigError, load, read_recipe
 from inference.console import Console
 from inference.em_trainer import EMTrainer
-from inference.evaluate import evaluate, evaluating, evidence_table, held_out, repeated
+from inference.evaluate import evaluate, evaluating, evidence_table, held_out, repeated, training_bound
 from inference.export import import_arviz, write_posterior
 from inference.log import read_rows
 from inference.parameters import in_modules
@@ -212,6 +212,8 @@ def finish(setup: Setup, folder: Path, trainer: Trainer | EMTrainer, console: Co
         with console.stage("scoring held-out data") as progress:
             watch = _interruptible(progress, pending)
             numbers, evidence = evaluate(setup.model, setup.guide, x, settings, seed, log_levels, watch)
+            seen, _ = held_out(setup.source("train"), len(x), seed)
+            numbers["train/elbo"] = training_bound(setup.model, setup.guide, seen, settings, seed)
         summary = {**numbers, **trainer.summary(), **_about_setup(setup)}
         write_atomically(folder / "evidence.csv", evidence_table(index, evidence).to_csv())
         write_atomically(folder / "summary.json", json.dumps(_jsonable(summary), indent=1) + "\n")

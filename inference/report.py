@@ -46,6 +46,7 @@ MEANINGS = {
     "of their number.",
     "test/kl_estimator": "Whether the KL is in closed form or a mean over draws.",
     "test/kl_per_dimension": "The KL of each latent dimension, drawn below.",
+    "train/elbo": "The bound on as many training data: how far it is above test/elbo is what was learnt by heart.",
     "train/steps": "Optimization steps taken.",
     "train/epochs": "Passes over the training data.",
     "train/seconds": "Wall-clock time of the training.",

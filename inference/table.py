@@ -16,6 +16,7 @@ COLUMNS = (
     "test/mutual_information",
     "test/marginal_kl",
     "test/active_units",
+    "train/elbo",
     "train/seconds",
 )
 

@@ -35,6 +35,7 @@ class Conditional(PyroModule):
     event_shape: torch.Size
     context_shape: torch.Size
     steep: str = ""  # of a prior: the side, left or right, on which -log p(z) grows exponentially
+    has_density: bool = True  # False of what puts all its mass on a point
     tail_order: float | None = None  # of a prior: -log p(z) grows no faster than this power of |z|; None if unknown
 
     def __init__(self, event_shape: Sequence[int], context_shape: Sequence[int] = ()) -> None:

@@ -44,7 +44,7 @@ class Aggregate(Conditional):
         Copying this prior together with the guide keeps it looking through the copied one.
 
         Raises:
-            ValueError: it reads other data or draws other latents.
+            ValueError: it reads other data or draws other latents, or has no density.
         """
         shapes = tuple(core.context_shape), tuple(core.event_shape)
         wanted = tuple(self.data_shape), tuple(self.event_shape)
@@ -52,6 +52,11 @@ class Aggregate(Conditional):
             raise ValueError(
                 f"{type(self).__name__} looks through a guide from data {wanted[0]} to latents {wanted[1]}; "
                 f"this one goes from {shapes[0]} to {shapes[1]}"
+            )
+        if not core.has_density:
+            raise ValueError(
+                f"{type(core).__name__} puts each datum at one point, and a mixture of points is no prior with a "
+                "density; accepted: a guide with noise, or a prior that is not made of it"
             )
         object.__setattr__(self, "core", core)  # not a submodule
 

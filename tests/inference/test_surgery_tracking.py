@@ -100,3 +100,17 @@ def test_a_run_tracks_what_it_is_asked_to(tmp_path):
     )
     with pytest.raises(ConfigError, match="surgery_data"):
         load(["trainer.surgery_data=-1"])
+
+
+@pytest.mark.row("4.30")
+def test_a_run_says_how_much_better_its_training_data_are_bounded(tmp_path):
+    """The prior that is made of all training data knows them by heart, more than N(0, I) does."""
+    torch.set_default_dtype(torch.float32)
+    words = ["data.limit=60", "model.latent_dim=8", "trainer.steps=150", "trainer.learning_rate=0.01", "seed=0"]
+    small = ["evaluation.particles=2", "evaluation.draws=2", "encoder.hidden=[16]", "decoder=linear"]
+    gaps = {}
+    for prior in ("standard", "aggregated"):
+        folder = experiment.train(load([*words, *small, f"prior={prior}", f"run.dir={tmp_path / prior}"]), Quiet())
+        summary = json.loads((folder / "summary.json").read_text())
+        gaps[prior] = summary["train/elbo"] - summary["test/elbo"]
+    assert gaps["aggregated"] > gaps["standard"] + 0.3

@@ -12,6 +12,7 @@ from scipy.special import log_softmax, logsumexp
 from scipy.stats import norm
 from torch import nn
 
+from guides.deterministic import Deterministic
 from guides.gaussian import DiagonalNormal
 from inference.assemble import assemble
 from inference.config import ConfigError, load
@@ -143,6 +144,8 @@ def test_what_has_not_been_shown_a_guide_says_so():
         prior()
     with pytest.raises(ValueError, match=r"from data \(3,\) to latents \(2,\); this one goes from \(4,\) to \(2,\)"):
         prior.look_through(DiagonalNormal((2,), (4,), Linear))
+    with pytest.raises(ValueError, match="Deterministic puts each datum at one point"):
+        prior.look_through(Deterministic((2,), (3,), Linear))
     empty = AggregatedPosterior((2,), (3,))
     empty.look_through(DiagonalNormal((2,), (3,), Linear))
     with pytest.raises(ValueError, match=r"call initialize\(x\)"):
@@ -168,7 +171,7 @@ def test_bad_options_are_refused(make, message):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["prior=vamp", "guide=free"], "guide=free: VampPrior is made of q"),
+        (["prior=vamp", "guide=free"], "guide=free: LocallyFitted climbs.* made of q"),
         (["prior=vamp", "model=two_layer", "guide=top_down"], "prior=vamp with guide=top_down"),
     ],
 )
