@@ -47,13 +47,19 @@ class Captured(NamedTuple):
     tensors: list[Tensor]
 
 
-def capture(function: Callable[..., Sequence[Tensor]], args: Sequence[Tensor], owners: Iterable[Any] = ()) -> Captured:
+def capture(
+    function: Callable[..., Sequence[Tensor]],
+    args: Sequence[Tensor],
+    owners: Iterable[Any] = (),
+    others: Sequence[Tensor] | None = None,
+) -> Captured:
     """The graph of ``function(*args)``. Random numbers and the owners' state are left as they were.
 
     Args:
         function: from tensors to tensors; it may take gradients on the way.
         args: example arguments, whose shapes the graph keeps.
         owners: modules and objects whose tensors and numbers the function may change.
+        others: arguments of the same shapes and other values, at which the graph has to be the same.
 
     Raises:
         CannotCapture: the code waits for a tensor's value, has shapes that depend on one, differs from call to call,
@@ -64,13 +70,13 @@ def capture(function: Callable[..., Sequence[Tensor]], args: Sequence[Tensor], o
     python_noise = _python_noise()
     with _undone(owners) as held, _without_waits(), validation(False):
         function(*args)  # what a program prepares in its first run is no part of the graph
-        first, second = (_trace(function, args) for _ in range(2))
+        first, second = (_trace(function, given) for given in (args, args if others is None else others))
         if python_noise != _python_noise():
             raise CannotCapture("it draws from Python's or numpy's generator; a graph would keep the first numbers")
         if replaced := [name for space, name, value in held if space.get(name) is not value]:
             raise CannotCapture(f"'{replaced[0]}' is replaced in each step; write into a tensor instead")
     _refuse_dynamic_shapes(first)
-    if first.code != second.code:
+    if first.code != second.code or not _same_constants(first, second):
         raise CannotCapture("its operations differ from call to call")
     _functional_noise(first)
     return Captured(first, _lift(first))
@@ -103,18 +109,27 @@ def _trace(function: Callable[..., Sequence[Tensor]], args: Sequence[Tensor]) ->
         raise CannotCapture(_first_line(error)) from error
 
 
+def _same_constants(first: GraphModule, second: GraphModule) -> bool:
+    """Whether two traces of one code hold the same tensors, those made on the way by value."""
+    names = [node.target for node in first.graph.nodes if node.op == "get_attr"]
+    pairs = [(getattr(first, name), getattr(second, name)) for name in names]
+    return all(a is b or torch.allclose(a, b, rtol=0, atol=0, equal_nan=True) for a, b in pairs)
+
+
 def _lift(graph: GraphModule) -> list[Tensor]:
     """Turn the tensors that a graph holds into its first inputs; returns them."""
     first = next(iter(graph.graph.nodes))
     tensors: list[Tensor] = []
     inputs: dict[int, Node] = {}
-    for node in [n for n in graph.graph.nodes if n.op == "get_attr"]:
+    held = [node for node in graph.graph.nodes if node.op == "get_attr"]
+    for node in held:
         tensor = getattr(graph, node.target)
         if id(tensor) not in inputs:
             with graph.graph.inserting_before(first):
                 inputs[id(tensor)] = graph.graph.placeholder(f"lifted_{len(tensors)}")
             tensors.append(tensor)
         node.replace_all_uses_with(inputs[id(tensor)])
+    for node in held:  # the first node of all may be one of them
         graph.graph.erase_node(node)
     for node in graph.graph.nodes:
         if node.target is aten.lift_fresh_copy.default:  # of a constant; now an input is copied

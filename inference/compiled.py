@@ -8,6 +8,7 @@ that the same seed gives the same run to rounding, under either engine and acros
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import pyro.infer
@@ -16,11 +17,12 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten
 
+from inference.arguments import Floats
 from inference.capture import CannotCapture, constants, identities
 from inference.engine import SVI, SharedOptimizer
 from inference.parameters import in_modules
 from inference.particles import Program
-from inference.step import CompiledStep, tensors_of
+from inference.step import CompiledStep, loss_and_gradients
 from inference.updates import started
 
 log = logging.getLogger(__name__)
@@ -35,9 +37,10 @@ class CompiledSVI(SVI):
     changes, an estimator or program that reads tensors on the host, an optimizer without a rule in
     :mod:`inference.updates`) runs eagerly throughout; one line of the log says why.
 
-    Numbers that change over a run (a weight, a temperature) have to be written into a tensor, ``weight.fill_(0.5)``:
-    a graph keeps plain numbers as constants and is compiled again where one changes. The learning rate may change
-    freely.
+    A float among the arguments of :meth:`step` may change from step to step (an annealed weight, a temperature), and so
+    may the learning rate: nothing is compiled again. Where the program needs the plain number, as in ``if beta > 0.5``,
+    there is a graph for each value. Numbers that the programs hold themselves are constants of a graph too: write what
+    changes into a tensor, ``weight.fill_(0.5)``.
 
     Args:
         model: Pyro program p(x, z).
@@ -78,6 +81,7 @@ class CompiledSVI(SVI):
         self.why_eager: str | None = None
         self._graphs: dict[Any, CompiledStep] = {}
         self._constants: list[tuple[dict[str, Any], str]] | None = None
+        self._floats: dict[TreeSpec, Floats] = {}
         if loss_and_grads is not None:
             self._stay_eager("loss_and_grads is the caller's own")
         elif isinstance(loss, pyro.infer.ELBO) and (why := _no_plain_loss(type(loss))):
@@ -94,7 +98,7 @@ class CompiledSVI(SVI):
         with self._store():
             ready = self._find(leaves, spec) if self.why_eager is None else None
         if ready is not None:
-            loss: Tensor | float = ready(tensors_of(leaves), [ready.numbers(self.taken)])[0]
+            loss: Tensor | float = ready(ready.inputs_from(leaves), [ready.numbers(self.taken)])[0]
         else:
             loss = self.eager_step(*args, **kw)
         self.taken += 1
@@ -194,21 +198,31 @@ class CompiledSVI(SVI):
         if self.batch_size is not None and leaves[0].shape[0] != self.batch_size:
             return None
         try:
+            floats = () if spec is _ONE_TENSOR else self._changing_floats(leaves, spec)
             if not (self._graphs or started(self.optim)):
                 return None
-            key = self._key(leaves, spec, count)
+            key = self._key(leaves, spec, count, floats)
             ready = self._graphs.get(key)
             if ready is None:
                 if len(self._graphs) == MAX_GRAPHS:
                     raise CannotCapture(self._what_changes())
-                ready = self._graphs[key] = CompiledStep(self, leaves, spec, count)
+                ready = self._graphs[key] = CompiledStep(self, leaves, spec, count, floats)
             return ready
         except CannotCapture as error:
             self._stay_eager(str(error))
             return None
 
-    def _key(self, leaves: list[Any], spec: TreeSpec, count: int) -> tuple[Any, ...]:
+    def _changing_floats(self, leaves: list[Any], spec: TreeSpec) -> tuple[int, ...]:
+        """Places of the floats among the arguments that are inputs of a graph."""
+        floats = self._floats.get(spec) or self._floats.setdefault(spec, Floats(spec))
+        if floats.changed(leaves):
+            can_tell = self._graphs or started(self.optim)
+            floats.note(leaves, partial(loss_and_gradients, self, leaves, spec) if can_tell else None)
+        return floats.inputs_of(leaves)
+
+    def _key(self, leaves: list[Any], spec: TreeSpec, count: int, floats: tuple[int, ...]) -> tuple[Any, ...]:
         """Everything that a graph takes as given."""
+        leaves = [float if place in floats else leaf for place, leaf in enumerate(leaves)] if floats else leaves
         shapes = tuple((a.shape, a.stride(), a.dtype, a.device) if isinstance(a, Tensor) else a for a in leaves)
         trained = tuple([p.requires_grad for p in self.optim.parameters]) if hasattr(self.optim, "parameters") else ()
         key = (None if spec is _ONE_TENSOR else spec, shapes, trained, identities(self._places()), count)
@@ -225,7 +239,17 @@ class CompiledSVI(SVI):
         names = [name for (_, name), values in zip(self._constants, taken, strict=True) if len(set(values)) > 1]
         if names:
             return f"'{names[0]}' changes from step to step as a number or by assignment; write it into a tensor"
-        return f"its arguments came in more than {MAX_GRAPHS} shapes"
+        return self._what_differs() or f"its arguments came in more than {MAX_GRAPHS} shapes"
+
+    def _what_differs(self) -> str | None:
+        """The plain argument that made so many graphs necessary."""
+        for spec, floats in self._floats.items():
+            alike = [key[1] for key in self._graphs if key[0] == spec]
+            for place, values in enumerate(zip(*alike, strict=True)):
+                if len(set(values)) > 2 and not isinstance(values[0], tuple):
+                    other = "what is neither a float nor a tensor is a constant of a graph"
+                    return f"{floats.name(place)} changes from step to step: {floats.refused.get(place, other)}"
+        return None
 
     def _stay_eager(self, why: str) -> None:
         self.why_eager = " ".join(why.split())

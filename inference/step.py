@@ -18,13 +18,18 @@ MOST_ANNEALED = 64  # numbers in a tensor that may change between the steps of o
 
 
 class CompiledStep:
-    """The compiled step for one shape of the arguments, or several such steps in one call."""
+    """The compiled step for one shape of the arguments, or several such steps in one call.
 
-    def __init__(self, svi: "CompiledSVI", leaves: list[Any], spec: TreeSpec, count: int) -> None:
-        self.optim, self.count = svi.optim, count
-        args = tensors_of(leaves)
-        self.captured, self.parameters = loss_and_gradients(svi, leaves, spec)
+    ``floats`` are the places of those among the arguments whose values may change.
+    """
+
+    def __init__(
+        self, svi: "CompiledSVI", leaves: list[Any], spec: TreeSpec, count: int, floats: tuple[int, ...] = ()
+    ) -> None:
+        self.optim, self.count, self._floats = svi.optim, count, floats
+        self.captured, self.parameters = loss_and_gradients(svi, leaves, spec, floats)
         self.device = self.parameters[0].device
+        args = self.inputs_from(leaves)
         self._annealed = self._that_may_change() if count > 1 else []
         places = {id(tensor): place for place, tensor in enumerate(self.captured.tensors)}
         self._annealed_places = [places[id(tensor)] for tensor in self._annealed]
@@ -44,6 +49,10 @@ class CompiledStep:
         self._inputs[self._args] = args
         with torch.no_grad():
             return self._all(*self._inputs)[0]
+
+    def inputs_from(self, leaves: list[Any]) -> list[Tensor]:
+        """What of a step's arguments, flattened, is an input of the graph."""
+        return inputs_from(leaves, self._floats, self.parameters[0])
 
     def numbers(self, taken: int) -> list[tuple[float, ...]]:
         """What the optimizer needs to know of the step that comes after ``taken``; to be asked once for each step."""
@@ -104,7 +113,8 @@ class CompiledStep:
         loss, *gradients = self.captured.graph(*lifted, *args)
         stand_ins = {id(tensor): stand_in for tensor, stand_in in zip(self.captured.tensors, lifted, strict=True)}
         parameters = [stand_ins[id(parameter)] for parameter in self.parameters]
-        self.update.apply(parameters, gradients, state, counters, numbers, args[0].shape[0])
+        batch_size = args[0].shape[0] if args and args[0].dim() else 1
+        self.update.apply(parameters, gradients, state, counters, numbers, batch_size)
         return (loss,)
 
     def _parted(self, rest: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor], Tensor]:
@@ -120,8 +130,21 @@ class CompiledStep:
             self._numbers.copy_(host, non_blocking=True)
 
 
-def loss_and_gradients(svi: "CompiledSVI", leaves: list[Any], spec: TreeSpec) -> tuple[Captured, list[Tensor]]:
+def loss_and_gradients(
+    svi: "CompiledSVI",
+    leaves: list[Any],
+    spec: TreeSpec,
+    floats: Sequence[int] = (),
+    others: Sequence[float] | None = None,
+) -> tuple[Captured, list[Tensor]]:
     """The graph of a step's loss and of its gradient for each parameter that has one; these parameters.
+
+    Args:
+        svi: whose step.
+        leaves: arguments, flattened.
+        spec: how to undo that.
+        floats: places of the floats among them that are to be inputs, after the tensors.
+        others: other values of these, at which the graph has to be the same.
 
     Raises:
         CannotCapture: see :func:`inference.capture.capture`.
@@ -131,7 +154,9 @@ def loss_and_gradients(svi: "CompiledSVI", leaves: list[Any], spec: TreeSpec) ->
 
     def function(*tensors: Tensor) -> list[Tensor]:
         rest = iter(tensors)
-        args, kw = tree_unflatten([next(rest) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
+        given = {place: next(rest) for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
+        given |= {place: next(rest) for place in floats}
+        args, kw = tree_unflatten([given.get(place, leaf) for place, leaf in enumerate(leaves)], spec)
         loss = svi.differentiable_loss(*args, **kw)
         if not (isinstance(loss, Tensor) and loss.requires_grad):
             raise CannotCapture("the loss has no gradient")
@@ -139,8 +164,27 @@ def loss_and_gradients(svi: "CompiledSVI", leaves: list[Any], spec: TreeSpec) ->
         reached[:] = [p for p, gradient in zip(candidates, gradients, strict=True) if gradient is not None]
         return [loss.detach(), *[gradient for gradient in gradients if gradient is not None]]
 
-    captured = capture(function, tensors_of(leaves), [svi.model, svi.guide, svi.objective])
+    if not candidates:
+        raise CannotCapture("no parameter has a gradient")
+    inputs = inputs_from(leaves, floats, candidates[0])
+    changed = None if others is None else [*tensors_of(leaves), *_as_tensors(others, candidates[0])]
+    captured = capture(function, inputs, [svi.model, svi.guide, svi.objective], changed)
+    if not reached:
+        raise CannotCapture("no parameter has a gradient")
     return captured, reached
+
+
+def inputs_from(leaves: list[Any], floats: Sequence[int], like: Tensor) -> list[Tensor]:
+    """The inputs of a graph: the tensors among the arguments, then the floats at some places as tensors."""
+    tensors = tensors_of(leaves)
+    return [*tensors, *_as_tensors([leaves[place] for place in floats], like)] if floats else tensors
+
+
+def _as_tensors(values: Sequence[float], like: Tensor) -> Sequence[Tensor]:
+    """Numbers as tensors without a dimension, of the dtype and on the device of another, without a wait."""
+    if like.device.type == "cpu":
+        return torch.tensor(values, dtype=like.dtype).unbind()
+    return torch.tensor(values, dtype=like.dtype, pin_memory=True).to(like.device, non_blocking=True).unbind()
 
 
 def tensors_of(leaves: list[Any]) -> list[Tensor]:

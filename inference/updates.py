@@ -4,109 +4,16 @@ The state stays where the optimizer keeps it and is written in place: a checkpoi
 under the other. What changes from step to step (learning rate, bias corrections) enters as a small tensor.
 """
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import pyro.optim
 import torch
-from pyro.optim.clipped_adam import ClippedAdam
 from torch import Tensor
 
 from inference.capture import CannotCapture
 from inference.engine import SharedOptimizer
-
-Group = dict[str, Any]
-
-
-class Rule(NamedTuple):
-    """How one kind of optimizer updates a parameter.
-
-    ``advance(group, t)`` gives the numbers of step t = 1, 2, ...; ``apply(p, gradient, slots, numbers, group)`` writes
-    into the parameter and its slots.
-    """
-
-    slots: tuple[str, ...]
-    refused: tuple[str, ...]  # options that must be off
-    advance: Callable[[Group, int], tuple[float, ...]]
-    apply: Callable[[Tensor, Tensor, list[Tensor], Tensor, Group], None]
-
-
-def _bias_corrected(group: Group, t: int) -> tuple[float, float, float]:
-    beta1, beta2 = group["betas"]
-    return group["lr"] / (1 - beta1**t), 1 / math.sqrt(1 - beta2**t), group["lr"]
-
-
-def _adam(p: Tensor, gradient: Tensor, slots: list[Tensor], numbers: Tensor, group: Group) -> None:
-    beta1, beta2 = group["betas"]
-    step_size, root_correction, rate = numbers.unbind()
-    if group.get("decoupled_weight_decay"):
-        p.mul_(1 - rate * group["weight_decay"])
-    else:
-        gradient = _decayed(gradient, p, group)
-    mean, square = slots
-    mean.mul_(beta1).add_(gradient, alpha=1 - beta1)
-    square.mul_(beta2).add_(gradient.square(), alpha=1 - beta2)
-    p.sub_(step_size * mean / (square.sqrt() * root_correction + group["eps"]))
-
-
-def _clipped_rate(group: Group, t: int) -> tuple[float]:
-    """Pyro's Adam lets the learning rate itself decay, and has no correction inside of its epsilon."""
-    group["lr"] *= group["lrd"]
-    beta1, beta2 = group["betas"]
-    return (group["lr"] * math.sqrt(1 - beta2**t) / (1 - beta1**t),)
-
-
-def _clipped_adam(p: Tensor, gradient: Tensor, slots: list[Tensor], numbers: Tensor, group: Group) -> None:
-    beta1, beta2 = group["betas"]
-    gradient = _decayed(gradient.clamp(-group["clip_norm"], group["clip_norm"]), p, group)
-    mean, square = slots
-    mean.mul_(beta1).add_(gradient, alpha=1 - beta1)
-    square.mul_(beta2).add_(gradient.square(), alpha=1 - beta2)
-    p.sub_(numbers[0] * mean / (square.sqrt() + group["eps"]))
-
-
-def _adamax(p: Tensor, gradient: Tensor, slots: list[Tensor], numbers: Tensor, group: Group) -> None:
-    beta1, beta2 = group["betas"]
-    gradient = _decayed(gradient, p, group)
-    mean, largest = slots
-    mean.mul_(beta1).add_(gradient, alpha=1 - beta1)
-    largest.copy_(torch.maximum(largest * beta2, gradient.abs() + group["eps"]))
-    p.sub_(numbers[0] * mean / largest)
-
-
-def _adagrad(p: Tensor, gradient: Tensor, slots: list[Tensor], numbers: Tensor, group: Group) -> None:
-    gradient = _decayed(gradient, p, group)
-    (total,) = slots
-    total.add_(gradient.square())
-    p.sub_(numbers[0] * gradient / (total.sqrt() + group["eps"]))
-
-
-def _sgd(p: Tensor, gradient: Tensor, slots: list[Tensor], numbers: Tensor, group: Group) -> None:
-    gradient = _decayed(gradient, p, group)
-    for momentum in slots:
-        momentum.mul_(group["momentum"]).add_(gradient, alpha=1 - group["dampening"])
-        gradient = momentum
-    p.sub_(numbers[0] * gradient)
-
-
-def _decayed(gradient: Tensor, p: Tensor, group: Group) -> Tensor:
-    return gradient + group["weight_decay"] * p if group["weight_decay"] else gradient
-
-
-_ADAM = Rule(("exp_avg", "exp_avg_sq"), ("amsgrad", "maximize"), _bias_corrected, _adam)
-RULES: dict[type, Rule] = {
-    torch.optim.Adam: _ADAM,
-    torch.optim.AdamW: _ADAM,
-    torch.optim.Adamax: Rule(
-        ("exp_avg", "exp_inf"), ("maximize",), lambda g, t: (g["lr"] / (1 - g["betas"][0] ** t),), _adamax
-    ),
-    torch.optim.Adagrad: Rule(
-        ("sum",), ("maximize",), lambda g, t: (g["lr"] / (1 + (t - 1) * g["lr_decay"]),), _adagrad
-    ),
-    torch.optim.SGD: Rule(("momentum_buffer",), ("maximize", "nesterov"), lambda g, t: (g["lr"],), _sgd),
-    ClippedAdam: Rule(("exp_avg", "exp_avg_sq"), ("centered_variance",), _clipped_rate, _clipped_adam),
-}
+from inference.rules import RULES, Group, Rule
 
 
 class Slot(NamedTuple):
@@ -135,7 +42,10 @@ class Update:
     """
 
     def __init__(self, optim: pyro.optim.PyroOptim, parameters: Iterable[Tensor]) -> None:
+        parameters = list(parameters)
         self.clip: float | None = getattr(optim, "gradient_clip", None)
+        own = not isinstance(optim, SharedOptimizer)
+        self._own_clips = [(optim._get_grad_clip_args(p) if own else None) or {} for p in parameters]
         self._optimizers = optimizers_of(optim)
         self._states = [optimizer.state for optimizer in self._optimizers]
         homes = {id(p): (o, group) for o in self._optimizers for group in o.param_groups for p in group["params"]}
@@ -195,8 +105,10 @@ class Update:
         gradients, rest = list(gradients), iter(tensors)
         if self.clip is not None:
             gradients = _clipped(gradients, self.clip * batch_size)
+        gradients = [_clipped_alone(each, **own) for each, own in zip(gradients, self._own_clips, strict=True)]
         for p, gradient, slot, row in zip(parameters, gradients, self.slots, self._rows, strict=True):
-            slot.rule.apply(p, gradient, [next(rest) for _ in slot.names], numbers[row], slot.group)
+            kept = {name: next(rest) for name in slot.names}
+            slot.rule.apply(p, -gradient if slot.group.get("maximize") else gradient, kept, numbers[row], slot.group)
         for counter in counters:
             counter.add_(1)
 
@@ -205,12 +117,12 @@ def optimizers_of(optim: pyro.optim.PyroOptim) -> list[torch.optim.Optimizer]:
     """The torch optimizers inside one of Pyro's, which makes them when it first sees their parameters.
 
     Raises:
-        CannotCapture: it clips gradients in its own way.
+        CannotCapture: their options change along the training.
     """
     if isinstance(optim, SharedOptimizer):
         return [optim.optimizer]
-    if any(clip is not None for clip in optim.grad_clip.values()):
-        raise CannotCapture("clip_args of a Pyro optimizer have no rule; use SharedOptimizer(gradient_clip=...)")
+    if cycling := [each for each in optim.optim_objs.values() if getattr(each, "cycle_momentum", False)]:
+        raise CannotCapture(f"{type(cycling[0]).__name__} with cycle_momentum changes more than the learning rate")
     return [getattr(each, "optimizer", each) for each in optim.optim_objs.values()]
 
 
@@ -225,10 +137,7 @@ def _slot(parameter: Tensor, optimizer: torch.optim.Optimizer, group: Group) -> 
     kind = type(optimizer)
     if kind not in RULES:
         raise CannotCapture(f"{kind.__name__} has no rule; those with one: {', '.join(k.__name__ for k in RULES)}")
-    rule = RULES[kind]
-    if refused := [option for option in rule.refused if group.get(option)]:
-        raise CannotCapture(f"{kind.__name__} with {refused[0]} has no rule")
-    return Slot(parameter, group, optimizer.state[parameter], rule)
+    return Slot(parameter, group, optimizer.state[parameter], RULES[kind])
 
 
 def _clipped(gradients: list[Tensor], largest: float) -> list[Tensor]:
@@ -236,3 +145,10 @@ def _clipped(gradients: list[Tensor], largest: float) -> list[Tensor]:
     norm = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()
     factor = (largest / (norm + 1e-6)).clamp(max=1.0)
     return [gradient * factor for gradient in gradients]
+
+
+def _clipped_alone(gradient: Tensor, clip_norm: float | None = None, clip_value: float | None = None) -> Tensor:
+    """The gradient of one parameter as Pyro's ``clip_args`` would have it."""
+    if clip_norm is not None:
+        (gradient,) = _clipped([gradient], clip_norm)
+    return gradient if clip_value is None else gradient.clamp(-clip_value, clip_value)

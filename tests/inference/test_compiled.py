@@ -108,22 +108,6 @@ class StockVAE(nn.Module):
             pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
 
 
-@pytest.mark.parametrize(
-    "optimizer",
-    [
-        lambda: pyro.optim.Adam({"lr": 0.05}),
-        lambda: pyro.optim.ClippedAdam({"lr": 0.05, "lrd": 0.9, "clip_norm": 0.2}),
-    ],
-)
-def test_drop_in_for_pyro(optimizer):
-    def train(kind):
-        vae = StockVAE()
-        svi = kind(vae.model, vae.guide, optimizer(), pyro.infer.Trace_ELBO())
-        return svi, (losses(svi, batches(5)), torch.cat([p.flatten() for p in vae.parameters()]))
-
-    ours_is_pyros(train)
-
-
 def ours_is_pyros(train):
     """What ``train(kind)`` returns beside the engine that it made is the same for Pyro's and for ours, uncompiled."""
     found = []
@@ -296,12 +280,9 @@ def test_estimators_that_read_the_device_run_eagerly(loss, reason):
 
 
 def test_optimizers_without_a_rule_run_eagerly():
-    svi = vae_svi(plain, ELBO(), factory=torch.optim.RMSprop)
+    svi = vae_svi(plain, ELBO(), factory=torch.optim.Adadelta)
     losses(svi, batches(3))
-    assert svi.why_eager.startswith("RMSprop has no rule; those with one: Adam")
-    svi = vae_svi(plain, ELBO(), factory=lambda ps, lr: torch.optim.Adam(ps, lr=lr, amsgrad=True))
-    losses(svi, batches(3))
-    assert svi.why_eager == "Adam with amsgrad has no rule"
+    assert svi.why_eager.startswith("Adadelta has no rule; those with one: Adam")
 
 
 def test_state_written_in_place_is_kept():
