@@ -4,16 +4,13 @@ What is left reads and writes the very tensors that the code did (parameters, bu
 changing one of them in place changes what the graph computes, and needs no second capture.
 """
 
-import numbers
 import pickle
 import random
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from functools import partial
+from contextlib import contextmanager
 from pathlib import Path
-from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -24,11 +21,12 @@ import pyro.infer.trace_mean_field_elbo
 import pyro.infer.traceenum_elbo
 import pyro.infer.util
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from inference.particles import validation
+from inference.watched import undone
 
 aten = torch.ops.aten
 _FRESH = (aten.empty.memory_format, aten.new_empty.default, aten.empty_like.default)
@@ -68,7 +66,7 @@ def capture(
     """
     owners = list(owners)
     python_noise = _python_noise()
-    with _undone(owners) as held, _without_waits(), validation(False):
+    with undone(owners) as held, _without_waits(), validation(False):
         function(*args)  # what a program prepares in its first run is no part of the graph
         first, second = (_trace(function, given) for given in (args, args if others is None else others))
         if python_noise != _python_noise():
@@ -80,17 +78,6 @@ def capture(
         raise CannotCapture("its operations differ from call to call")
     _functional_noise(first)
     return Captured(first, _lift(first))
-
-
-def constants(owners: Iterable[Any]) -> list[tuple[dict[str, Any], str]]:
-    """Where owners keep numbers and tensors that a graph takes as given: their dictionaries and names in them."""
-    return [(space, name) for space, name, _ in _held(owners, libraries=False)]
-
-
-def identities(places: Iterable[tuple[dict[str, Any], str]]) -> tuple[Any, ...]:
-    """What a graph took as given, for comparison: numbers by value; tensors by identity, their values may change."""
-    values = (space.get(name) for space, name in places)
-    return tuple(id(value) if isinstance(value, Tensor) else value for value in values)
 
 
 def _python_noise() -> int:
@@ -206,70 +193,6 @@ def _expectation(*factors: Tensor) -> Tensor:
     """The sum of probability times cost over the possible states; the others may cost what they will."""
     prob, cost = factors
     return (prob * torch.where(prob > 0, cost, 0)).sum()
-
-
-def _parts(owner: Any, seen: set[int] | None = None) -> Iterator[Any]:
-    """The modules and objects that an owner consists of, and where it is a function or a method those it works on."""
-    seen = set() if seen is None else seen
-    if id(owner) in seen:
-        return
-    seen.add(id(owner))
-    if isinstance(owner, nn.Module):
-        yield from owner.modules()
-    elif isinstance(owner, MethodType):
-        yield from _parts(owner.__self__, seen)
-        yield from _parts(owner.__func__, seen)
-    elif isinstance(owner, partial):
-        for each in (owner.func, *owner.args, *owner.keywords.values()):
-            yield from _parts(each, seen)
-    elif isinstance(owner, FunctionType):
-        yield owner
-        for each in (*_enclosed(owner), *(owner.__globals__.get(name) for name in owner.__code__.co_names)):
-            if isinstance(each, nn.Module | MethodType | FunctionType | partial):
-                yield from _parts(each, seen)
-    elif hasattr(owner, "__dict__"):
-        yield owner
-
-
-def _enclosed(function: FunctionType) -> list[Any]:
-    """What a function has from the function that it was made in."""
-    cells = []
-    for cell in function.__closure__ or ():
-        with suppress(ValueError):  # nothing is in it yet
-            cells.append(cell.cell_contents)
-    return cells
-
-
-def _held(owners: Iterable[Any], libraries: bool = True) -> list[tuple[dict[str, Any], str, Any]]:
-    """The tensors and numbers that owners hold, but for parameters: dictionary, name, value."""
-    spaces: list[tuple[dict[str, Any], Iterable[str]]] = []
-    seen: set[int] = set()
-    for part in (part for owner in owners for part in _parts(owner, seen)):
-        if not libraries and type(part).__module__.startswith("torch."):
-            continue
-        if isinstance(part, nn.Module):
-            spaces.append((part._buffers, list(part._buffers)))
-        if isinstance(part, FunctionType):  # the numbers of its file that it names
-            spaces.append((part.__globals__, [name for name in part.__code__.co_names if name in part.__globals__]))
-        spaces.append((vars(part), list(vars(part))))
-    kinds = (Tensor, numbers.Number)
-    held = ((space, name, space[name]) for space, names in spaces for name in names)
-    return [(s, k, v) for s, k, v in held if isinstance(v, kinds) and not isinstance(v, nn.Parameter)]
-
-
-@contextmanager
-def _undone(owners: list[Any]) -> Iterator[list[tuple[dict[str, Any], str, Any]]]:
-    """Afterwards the owners' tensors and numbers, and the random number generators, are as they were."""
-    held = _held(owners)
-    copies = [value.detach().clone() if isinstance(value, Tensor) else None for _, _, value in held]
-    with torch.random.fork_rng():
-        try:
-            yield held
-        finally:
-            for (space, name, value), copy in zip(held, copies, strict=True):
-                space[name] = value
-                if copy is not None:
-                    value.data.copy_(copy)
 
 
 def _place(error: BaseException) -> str:

@@ -18,12 +18,13 @@ from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten
 
 from inference.arguments import Floats
-from inference.capture import CannotCapture, constants, identities
+from inference.capture import CannotCapture
 from inference.engine import SVI, SharedOptimizer
 from inference.parameters import in_modules
 from inference.particles import Program
 from inference.step import CompiledStep, loss_and_gradients
 from inference.updates import started
+from inference.watched import Space, constants, identities
 
 log = logging.getLogger(__name__)
 MAX_GRAPHS = 8  # shapes, modes and constants that one object compiles for
@@ -80,7 +81,7 @@ class CompiledSVI(SVI):
         self.taken = 0
         self.why_eager: str | None = None
         self._graphs: dict[Any, CompiledStep] = {}
-        self._constants: list[tuple[dict[str, Any], str]] | None = None
+        self._constants: list[tuple[Space, str]] | None = None
         self._floats: dict[TreeSpec, Floats] = {}
         if loss_and_grads is not None:
             self._stay_eager("loss_and_grads is the caller's own")
@@ -169,7 +170,7 @@ class CompiledSVI(SVI):
             taken.append(identities(places))
         return all(each == taken[0] for each in taken)
 
-    def _places(self) -> list[tuple[dict[str, Any], str]]:
+    def _places(self) -> list[tuple[Space, str]]:
         if self._constants is None:
             self._constants = constants([self.model, self.guide, self.objective])
         return self._constants
@@ -198,34 +199,35 @@ class CompiledSVI(SVI):
         if self.batch_size is not None and leaves[0].shape[0] != self.batch_size:
             return None
         try:
-            floats = () if spec is _ONE_TENSOR else self._changing_floats(leaves, spec)
+            floats = None if spec is _ONE_TENSOR else self._floats_of(leaves, spec)
             if not (self._graphs or started(self.optim)):
                 return None
-            key = self._key(leaves, spec, count, floats)
+            inputs = () if floats is None else floats.inputs_of(leaves)
+            key = self._key(leaves, count, floats, inputs)
             ready = self._graphs.get(key)
             if ready is None:
                 if len(self._graphs) == MAX_GRAPHS:
                     raise CannotCapture(self._what_changes())
-                ready = self._graphs[key] = CompiledStep(self, leaves, spec, count, floats)
+                ready = self._graphs[key] = CompiledStep(self, leaves, spec, count, inputs)
             return ready
         except CannotCapture as error:
             self._stay_eager(str(error))
             return None
 
-    def _changing_floats(self, leaves: list[Any], spec: TreeSpec) -> tuple[int, ...]:
-        """Places of the floats among the arguments that are inputs of a graph."""
+    def _floats_of(self, leaves: list[Any], spec: TreeSpec) -> Floats:
+        """Which floats are inputs of a graph, for arguments of this structure."""
         floats = self._floats.get(spec) or self._floats.setdefault(spec, Floats(spec))
         if floats.changed(leaves):
             can_tell = self._graphs or started(self.optim)
             floats.note(leaves, partial(loss_and_gradients, self, leaves, spec) if can_tell else None)
-        return floats.inputs_of(leaves)
+        return floats
 
-    def _key(self, leaves: list[Any], spec: TreeSpec, count: int, floats: tuple[int, ...]) -> tuple[Any, ...]:
-        """Everything that a graph takes as given."""
-        leaves = [float if place in floats else leaf for place, leaf in enumerate(leaves)] if floats else leaves
+    def _key(self, leaves: list[Any], count: int, floats: Floats | None, inputs: tuple[int, ...]) -> tuple[Any, ...]:
+        """Everything that a graph takes as given; there is one ``floats`` for each structure of the arguments."""
+        leaves = [float if place in inputs else leaf for place, leaf in enumerate(leaves)] if inputs else leaves
         shapes = tuple((a.shape, a.stride(), a.dtype, a.device) if isinstance(a, Tensor) else a for a in leaves)
         trained = tuple([p.requires_grad for p in self.optim.parameters]) if hasattr(self.optim, "parameters") else ()
-        key = (None if spec is _ONE_TENSOR else spec, shapes, trained, identities(self._places()), count)
+        key = (floats, shapes, trained, identities(self._places()), count)
         try:
             hash(key)
         except TypeError:
@@ -243,8 +245,8 @@ class CompiledSVI(SVI):
 
     def _what_differs(self) -> str | None:
         """The plain argument that made so many graphs necessary."""
-        for spec, floats in self._floats.items():
-            alike = [key[1] for key in self._graphs if key[0] == spec]
+        for floats in self._floats.values():
+            alike = [key[1] for key in self._graphs if key[0] is floats]
             for place, values in enumerate(zip(*alike, strict=True)):
                 if len(set(values)) > 2 and not isinstance(values[0], tuple):
                     other = "what is neither a float nor a tensor is a constant of a graph"

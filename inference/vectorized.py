@@ -17,10 +17,11 @@ from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_flatten
 
 from inference.backends import Function, Recorded, compiled, is_recorded, retraced
-from inference.capture import CannotCapture, constants, identities
+from inference.capture import CannotCapture
 from inference.compiled import CompiledSVI
 from inference.step import loss_and_gradients
 from inference.updates import Update, started
+from inference.watched import constants, identities
 
 log = logging.getLogger(__name__)
 aten = torch.ops.aten
