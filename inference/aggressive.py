@@ -13,6 +13,7 @@ from inference.data import Batches
 from inference.diagnostics import surgery
 from inference.engine import SVI, OptimizerFactory, SharedOptimizer
 from inference.evaluate import evaluating, held_out
+from inference.parameters import in_modules
 from inference.particles import Program
 from inference.svi import VALIDATION_DATA, trainer_of
 from inference.trainer import Observer, Trainer
@@ -102,7 +103,8 @@ class AggressiveSVI(SVI):
     def _step_of(self, moving: list[nn.Parameter], x: Tensor) -> Tensor | float:
         """One step of the optimizer on some of the parameters."""
         self.optim.zero_grad()
-        loss = self.loss_and_grads(self.model, self.guide, x)
+        with in_modules():
+            loss = self.loss_and_grads(self.model, self.guide, x)
         staying = self.decoder if moving is self.encoder else self.encoder
         for parameter in staying:
             parameter.grad = None  # the optimizer leaves alone what has no gradient, its moments too

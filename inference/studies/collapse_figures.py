@@ -78,6 +78,18 @@ def _short(name: str, most: int = 24) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
+def _wrapped(name: str, most: int = 18) -> str:
+    """The same of a remedy, one joined by plus signs on as many lines as it takes."""
+    if "+" not in name or "=" in name:
+        return _short(name, most + 2)
+    lines = [""]
+    for part in name.replace("_", " ").replace("+", "+\n").split("\n"):
+        if lines[-1] and len(lines[-1]) + len(part) > most:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
+
+
 def draw_transition(
     linear: Sequence[Mapping[str, Any]],
     stairs: Sequence[tuple[float, int]],
@@ -126,7 +138,8 @@ def _frame(axes: Axes, title: str, betas: Sequence[float]) -> None:
 
 def draw_remedies(rows: Sequence[Mapping[str, Any]], folder: Path) -> Figure:
     """Information and fit of each remedy."""
-    height = 54 * len(rows)
+    names = [_wrapped(row["remedy"]) for row in rows]
+    height = max(54, 12 + 42 * max(name.count("\n") + 1 for name in names)) * len(rows)
     figure = sheet(WIDTH, height + 190)
     keys = (("test/mutual_information", "I(x; z), nats", BLUE), ("test/kl_to_posterior", "KL(q ‖ posterior)", MUTED),
             ("test/nll", "−log p(x), lower is better", RUST))  # fmt: skip
@@ -135,7 +148,7 @@ def draw_remedies(rows: Sequence[Mapping[str, Any]], folder: Path) -> Figure:
         for at, row in enumerate(rows):
             if row[key] is not None:
                 axes.errorbar(row[key], at, xerr=row[f"{key}_stderr"] or 0.0, fmt="o", color=tint, markersize=5)
-        axes.set_yticks(range(len(rows)), [_short(row["remedy"]) for row in rows] if place == 0 else [])
+        axes.set_yticks(range(len(rows)), names if place == 0 else [])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="y", color=HAIRLINE, linewidth=0.6)
@@ -166,7 +179,7 @@ def draw_curves(
                 plain = result["remedy"] == "none"
                 tint = INK if plain else CLASS_COLOURS[order % len(CLASS_COLOURS)]
                 axes.plot(
-                    *np.array(line).T, color=tint, linewidth=2.0 if plain else 1.2, label=_short(result["remedy"])
+                    *np.array(line).T, color=tint, linewidth=2.0 if plain else 1.2, label=_wrapped(result["remedy"])
                 )
         if key in ("elbo", "nll"):
             _leave_out_the_start(axes, key == "elbo")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from inference.canvas import BLUE, FAINT, HAIRLINE, INK, MUTED, RUST, WIDTH, axis_labels, heading, panel, save, sheet
+from inference.canvas import BLUE, FAINT, HAIRLINE, INK, RUST, WIDTH, axis_labels, heading, panel, save, sheet
 from inference.figures import Figure
 
 
@@ -98,9 +98,10 @@ def draw_tradeoff(results: Sequence[Mapping[str, Any]], folder: Path) -> Figure:
     axes.plot(betas, envelope, color=INK, linewidth=1.6, label="lower envelope")
     axes.plot(own, distortions + own * rates, "o", color=BLUE, markersize=4.5, label="each run at its own β")
     axes.set_xscale("log")
+    axes.set_xticks(np.unique(own), [f"{beta:g}" for beta in np.unique(own)])
+    axes.minorticks_off()
     room = 0.08 * np.ptp(envelope)
     axes.set_ylim(envelope.min() - room, envelope.max() + 3 * room)
-    axes.tick_params(which="minor", color=MUTED)
     heading(axes, "D + β R")
     axis_labels(axes, "β")
     axes.legend(frameon=False, fontsize=10, labelcolor=INK, loc="lower right")

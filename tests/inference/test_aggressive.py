@@ -95,6 +95,15 @@ def test_encoder_and_decoder_take_turns():
     assert not torch.equal(flat(svi.model), model)
 
 
+def test_its_steps_leave_no_parameters_in_pyros_store():
+    """Where a second model whose nets have the same names would be trained on them."""
+    pyro.clear_param_store()
+    with pyro.settings.context(module_local_params=False):
+        svi = build()
+        svi.step(next(iter(Batches(source(), BATCH))))
+    assert not list(pyro.get_param_store().keys())
+
+
 @pytest.mark.parametrize("clip", [None, 0.5])
 def test_it_is_the_published_loop(clip):
     ours = build(clip=clip)

@@ -13,6 +13,7 @@ from inference.experiment import begin
 from inference.log import read_rows
 from inference.studies import run_study
 from inference.studies.collapse import REMEDIES, _point
+from inference.studies.collapse_figures import _wrapped
 
 TINY = [
     "trainer.steps=4",
@@ -115,3 +116,10 @@ def test_every_remedy_and_every_two_of_them_train(remedy, tmp_path):
     assert math.isfinite(row["valid/elbo"])
     if "committed" in remedy:
         assert row["valid/kl"] > 3  # the rate, in nats
+
+
+def test_names_of_many_remedies_are_written_on_several_lines():
+    assert _wrapped("free_bits") == "free bits"
+    written = _wrapped("annealing+free_bits+mmd+aggressive+skip")
+    assert written.replace("\n", "") == "annealing+free bits+mmd+aggressive+skip"
+    assert max(len(line) for line in written.split("\n")) <= 18
