@@ -147,14 +147,16 @@ def _train(arguments: list[str]) -> None:
 
 
 def _list() -> None:
-    from inference.catalog import CATALOG, DEFAULTS, describe
+    from inference.catalog import CATALOG, DEFAULTS, OBJECTIVES, describe
     from inference.studies import STUDIES
 
     for group, words in CATALOG.items():
         print(f"{group}")
         for word, factory in words.items():
             default = " (default)" if DEFAULTS.get(group) == word else ""
-            print(f"  {word + default:<28} {describe(factory)}")
+            guides = [guide for guide, objective in OBJECTIVES.items() if group == "objective" and objective == word]
+            of_guides = f" Default with guide={', '.join(guides)}." if guides else ""
+            print(f"  {word + default:<28} {describe(factory)}{of_guides}")
     print("study")
     for word, (_, run) in STUDIES.items():
         print(f"  {word:<28} {describe(run)}")

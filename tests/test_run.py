@@ -140,6 +140,7 @@ def test_sample_report_and_list(finished, capsys):
     capsys.readouterr()
     assert run.main(["list"]) == 0
     listed = capsys.readouterr().out
+    assert "eq. 3). Default with guide=quantized, quantized_levels." in listed
     for word in ("digits", "diagonal", "iwae", "bernoulli", "standard", "ppca", "conv", "adagrad", "families"):
         assert f"  {word}" in listed
 
