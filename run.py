@@ -12,7 +12,7 @@ verbs
   train [key=value ...]         train, evaluate and report (the default verb)
   train -m [key=a,b ...]        a grid: every combination, in one table with errors over seeds
   evaluate RUN [key=value ...]  score a run again: evaluation.particles=5000, say
-  sample RUN [COUNT]            draw from a trained model into RUN/samples.npz
+  sample RUN [COUNT]            draw from a trained model into RUN/samples.npz, images also into samples.png
   resume RUN                    continue a run that was stopped, to the same end
   report RUN                    draw a run's pictures and page again
   compare RUN RUN [RUN ...]     runs beside each other on the same held-out data: rate, information, paired fit

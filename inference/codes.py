@@ -1,6 +1,7 @@
 """From data to grids of codes, how the codes are used, and priors fitted to them."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,10 @@ from torch.distributions import Categorical
 
 from inference.particles import Program, StructureError, encode
 from models.discrete import OneHots, base_of
+from models.dvae import OneHotPrior
 from models.tokens import TokenPrior
-from models.vq import HardCodes
+from models.vq import CodePrior, HardCodes
+from models.vq_levels import LevelledCodes
 
 
 @torch.no_grad()
@@ -36,6 +39,21 @@ def _codes(guide: Program, x: Tensor, site: str) -> Tensor:
     raise StructureError(
         f"the guide quantizes no site '{site}'; use guide=quantized, or model=dvae with a guide of one-hot vectors"
     )
+
+
+@torch.no_grad()
+def codes_of(model: Any, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The code numbers of a model's latents by site, ``(N, H, W)``; nothing where they are no grids of codes."""
+    priors: dict[str, Any] = {"z": getattr(model, "prior", None)}
+    if isinstance(model, LevelledCodes):
+        priors = dict(zip(model.names, model.priors, strict=True))
+    found = {}
+    for name, prior in priors.items():
+        if isinstance(prior, CodePrior):
+            found[name] = prior.codebook.nearest(latents[name].movedim(-3, -1))  # (N, D, H, W) -> (N, H, W)
+        elif isinstance(prior, OneHotPrior):
+            found[name] = latents[name].argmax(-1)
+    return found
 
 
 def _is_grid(q: Any) -> bool:

@@ -144,13 +144,16 @@ def open_run(folder: Path) -> Setup:
 
 @in_modules()
 def sample(folder: Path, count: int, arguments: list[str]) -> Path:
-    """Draw from a trained model; writes ``samples.npz`` and returns its path.
+    """Draw from a trained model; writes ``samples.npz`` and returns its path; of images, ``samples.png`` beside it.
 
-    It holds draws of x, the means of p(x|z) where it knows them, and the latents.
+    It holds draws of x, the means of p(x|z) where it knows them, the latents, and where these are codes, their numbers.
     """
     import io
 
     import numpy as np
+
+    from inference.codes import codes_of
+    from inference.pictures import print_samples, shown_of
 
     if count < 1:
         raise ConfigError(f"the number of samples must be at least 1, got {count}")
@@ -159,8 +162,12 @@ def sample(folder: Path, count: int, arguments: list[str]) -> Path:
     with evaluating(setup.model, seed=setup.config.values.seed):
         like = repeated(held_out(setup.source("test"), count, setup.config.values.seed)[0], count)
         latents, p_x, x = generate(setup.model, like)
+        if len(setup.dataset.shape) == 3:
+            print_samples(setup, shown_of(p_x, x), like, folder / "samples.png")
+        codes = codes_of(setup.model, latents)
     buffer = io.BytesIO()
     arrays: dict[str, Any] = {"x": x, **{f"latent_{name}": z for name, z in latents.items()}}
+    arrays |= {f"codes_{name}": numbers for name, numbers in codes.items()}
     with contextlib.suppress(NotImplementedError):  # of what is drawn entry by entry
         arrays["mean"] = p_x.mean
     np.savez_compressed(buffer, **{name: tensor.cpu().numpy() for name, tensor in arrays.items()})

@@ -1,5 +1,6 @@
 """What the report's pictures show, computed from model, guide and held-out data."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,9 @@ from pyro.distributions import Distribution, Normal
 from torch import Tensor
 
 from inference.assemble import Setup
+from inference.canvas import ground_is_low, save
 from inference.closed_form import factors
+from inference.data_figures import image_samples
 from inference.diagnostics import kl_per_dimension, posterior_means
 from inference.evaluate import evaluating, held_out, repeated
 from inference.figures import Gallery
@@ -42,7 +45,7 @@ def gallery(setup: Setup) -> Gallery:
     labels = dataset.labels.get("test")
     return Gallery(
         shape=dataset.shape,
-        value_range=(0.0, (dataset.observed_levels or 2) - 1.0) if setup.representation == "levels" else (0.0, 1.0),
+        value_range=_value_range(setup),
         originals=_numpy(x[:NUM_RECONSTRUCTIONS]),
         reconstructions=_numpy(reconstructions),
         samples=_numpy(shown_of(p_x, drawn) if len(dataset.shape) == 3 else drawn),
@@ -59,6 +62,16 @@ def gallery(setup: Setup) -> Gallery:
         vocabulary=dataset.vocabulary,
         between=between,
     )
+
+
+def _value_range(setup: Setup) -> tuple[float, float]:
+    return (0.0, (setup.dataset.observed_levels or 2) - 1.0) if setup.representation == "levels" else (0.0, 1.0)
+
+
+def print_samples(setup: Setup, images: Tensor, data: Tensor, path: Path) -> None:
+    """A picture of images ``(N, C, H, W)``, at most 72, light or dark as the data are."""
+    look = _value_range(setup), ground_is_low(_numpy(data), _value_range(setup))
+    save(image_samples(_numpy(images), *look).sheet, path)
 
 
 def _states(z: Tensor) -> int:

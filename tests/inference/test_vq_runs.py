@@ -8,9 +8,12 @@ import pytest
 import torch
 
 from inference.assemble import assemble, start_from_data
+from inference.codes import codes_of
 from inference.compiled import CompiledSVI
 from inference.config import ConfigError, load
 from inference.engine import SVI, SharedOptimizer
+from inference.experiment import open_run
+from inference.particles import generate
 from models.masked_tokens import MaskedTransformer
 from models.pixelcnn import PixelCNN
 from models.tokens import MarkovTable, PositionTable
@@ -119,6 +122,21 @@ def test_a_compiled_step_and_a_checkpoint_keep_the_codebook_rate():
     assert sorted(group["lr"] for group in optim.optimizer.param_groups) == [1e-6, 4e-6]
 
 
+@pytest.mark.parametrize("model", ["dvae", "vq_levels", "composed"])
+def test_code_numbers_of_draws(model):
+    torch.manual_seed(3)
+    guide = {"dvae": "concrete", "vq_levels": "quantized_levels", "composed": "diagonal"}[model]
+    nets = [] if model == "composed" else [*SMALL, "encoder=local", "decoder=local"]
+    setup = assemble(load([f"model={model}", f"guide={guide}", "device=cpu", *nets]))
+    latents, _, _ = generate(setup.model.eval(), torch.zeros(20, 1, 8, 8))
+    codes = codes_of(setup.model, latents)
+    assert list(codes) == {"dvae": ["z"], "vq_levels": ["z1", "z2"], "composed": []}[model]
+    if model == "dvae":
+        assert torch.equal(torch.nn.functional.one_hot(codes["z"], 8).to(latents["z"]), latents["z"])
+    for name, prior in zip(codes, getattr(setup.model, "priors", []), strict=False):
+        assert torch.equal(prior.codebook.embed(codes[name]).movedim(-1, -3), latents[name])
+
+
 def test_bad_words_are_refused():
     with pytest.raises(ConfigError, match="start='means' is not known; accepted: kmeans, data, uniform"):
         assemble(load([*VQ, *SMALL, "guide.start=means"]))
@@ -142,6 +160,10 @@ def test_one_command_from_data_to_pictures(tmp_path, capsys):
     assert main(["sample", str(folder), "5"]) == 0
     drawn = np.load(folder / "samples.npz")
     assert drawn["mean"].shape == (5, 1, 8, 8)
+    assert (folder / "samples.png").read_bytes()[:4] == b"\x89PNG"
+    book = open_run(folder).model.prior.codebook.vectors.detach().numpy()
+    assert drawn["codes_z"].shape == (5, 2, 2)
+    assert np.array_equal(book[drawn["codes_z"]].transpose(0, 3, 1, 2), drawn["latent_z"])
     assert drawn["latent_z"].shape == (5, 4, 2, 2)
     assert main(["resume", str(folder)]) == 0
     capsys.readouterr()

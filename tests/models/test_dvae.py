@@ -190,9 +190,12 @@ def test_a_transformer_over_the_tokens_beats_the_table_of_positions(trained):
         encode_tokens(setup.guide, setup.source(split).fixed(torch.arange(count)))
         for split, count in (("train", 1297), ("valid", 200), ("test", 300))
     )
-    table, transformer = PositionTable((2, 2), 32), CausalTransformer((2, 2), 32, width=32, layers=2, heads=2)
+    table, transformer = (
+        PositionTable((2, 2), 32),
+        CausalTransformer((2, 2), 32, width=32, layers=2, heads=2, dropout=0.2),
+    )
     table.fit(seen)
     before = float(token_nll(transformer, held).mean())
     fit_tokens(transformer, seen, steps=400, learning_rate=3e-3, valid=(valid, None))
     apart, together = (float(token_nll(prior, held).mean()) for prior in (table, transformer))
-    assert together < apart - 0.3 < before - 0.3
+    assert together < apart - 0.2 < before - 0.5
