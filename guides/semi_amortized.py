@@ -12,7 +12,8 @@ from models.conditional import Conditional, NetFactory
 class SemiAmortized(Conditional):
     """A diagonal normal from an encoder, then a few steps of ascent on the datum's own ELBO (Kim et al. 2018).
 
-    The steps use no random numbers, so that q(z|x) is a function of the datum. Each costs a decoder's forward and
+    The steps use no random numbers, so that q(z|x) is a function of the datum, except while a decoder with dropout is
+    trained, which has its own. Each costs a decoder's forward and
     backward pass for S latents, S the smallest power of two above the number of latents.
 
     Args:

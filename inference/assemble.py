@@ -118,7 +118,9 @@ def start_from_data(setup: Setup) -> None:
             net.center_input(mean)  # type: ignore[operator]
     try:
         for part in [*setup.model.modules(), getattr(setup.guide, "core", setup.guide)]:
-            getattr(part, "initialize", lambda x: None)(x)
+            wanted = getattr(part, "data_wanted", 0)  # of any of the training data, not of the first ones
+            some = source.fixed(torch.randperm(len(source))[:wanted]) if wanted else x
+            getattr(part, "initialize", lambda x: None)(some)
     except ValueError as error:
         raise ConfigError(f"the parts cannot start from these data: {one_line(error)}") from error
 

@@ -148,6 +148,11 @@ class AggregatedPosterior(Aggregate):
         self.size = size
         self.register_buffer("data", torch.zeros(0, *self.data_shape))
 
+    @property
+    def data_wanted(self) -> int:
+        """How many of the training data :meth:`initialize` is to be given, chosen at random."""
+        return self.size
+
     def initialize(self, x: Tensor) -> None:
         """Keep some of the data ``(N, *data_shape)``."""
         self.data = x[torch.randperm(x.shape[0])[: self.size].to(x.device)].clone()

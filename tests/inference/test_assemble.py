@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+import inference.assemble
 from inference.assemble import assemble, start_from_data
 from inference.config import load
 from inference.particles import encode
@@ -29,3 +30,18 @@ def test_encoders_start_as_well_from_levels_as_from_fractions(tmp_path, encoder,
             net.input_scale = 1.0
     fractions = encode(setup.guide, x / 255)["z"].base_dist
     torch.testing.assert_close((fractions.loc, fractions.scale), (q.loc, q.scale), rtol=1e-4, atol=1e-4)
+
+
+def test_the_aggregated_posterior_keeps_as_many_of_all_training_data_as_it_was_asked_to(monkeypatch):
+    """Other parts start from the first few, which are no fair part where a file has an order."""
+    monkeypatch.setattr(inference.assemble, "INITIAL_DATA", 50)
+    setup = assemble(load(["prior=aggregated", "prior.size=300", "data.limit=400", "encoder.hidden=[4]"]))
+    start_from_data(setup)
+    kept = setup.model.prior.data
+    assert len(kept) == 300
+    every, first = setup.source("train").fixed(torch.arange(400)), 0
+    for row in kept:
+        places = (every == row).flatten(1).all(1).nonzero()
+        assert len(places)
+        first += int(places[0]) < 50
+    assert 20 < first < 55  # three in eight of them
