@@ -31,8 +31,8 @@ class VectorQuantization(ELBO):
 
     Args:
         commitment: weight of what keeps the encoder's vectors at their codes; beta in the paper.
-        codebook_rate: weight of what draws codes to their vectors: how much faster than all else they learn. Without
-            effect on a codebook of moving averages, whose decay is its rate.
+        codebook_rate: weight of what draws codes to their vectors: how much faster than all else they learn. Of a
+            codebook of moving averages the decay is the rate, and a run with another one than 1 is refused.
         max_plate_nesting: see :class:`~inference.objectives.Objective`.
     """
 
@@ -48,8 +48,17 @@ class VectorQuantization(ELBO):
         self.commitment, self.codebook_rate = commitment, codebook_rate
 
     def speeds(self, programs: nn.Module) -> dict[nn.Parameter, float]:
-        """The codebooks' parameters, with the factor that their gradients have for the sake of their step size."""
+        """The codebooks' parameters, with the factor that their gradients have for the sake of their step size.
+
+        Raises:
+            StructureError: a rate for codebooks that are no parameters.
+        """
         books = [module for module in programs.modules() if isinstance(module, Codebook)]
+        if self.codebook_rate != 1 and any(book.ema for book in books):
+            raise StructureError(
+                f"codebook_rate={self.codebook_rate:g} is for a codebook that learns by gradient, and this one is made "
+                "of moving averages, whose rate is model.decay; leave it at 1, or use model.ema=false"
+            )
         return {parameter: self.codebook_rate for book in books for parameter in book.parameters()}
 
     def estimate(self, model: Program, guide: Program, *args: Any, **kw: Any) -> tuple[Tensor, Particles]:

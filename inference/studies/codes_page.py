@@ -69,10 +69,14 @@ def _of_usage() -> list[str]:
 
 
 def _of_priors(shown: Shown) -> list[str]:
+    masked = (
+        " The masked model was trained to fill in tokens in any order, and is scored in this one."
+        if any(row["prior"].startswith("masked") for row in shown.priors)
+        else ""
+    )
     return [
         "Cost of a held-out grid of tokens under priors fitted to the training tokens; lower is better. The table "
-        "knows each place alone, the Markov table the token before it, the others all tokens before it. The masked "
-        "model was trained to fill in tokens in any order, and is scored in this one.",
+        f"knows each place alone, the Markov table the token before it, the others all tokens before it.{masked}",
         f"The samples are drawn token by token from the best, {shown.best}, and decoded.",
     ]
 

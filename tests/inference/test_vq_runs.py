@@ -122,6 +122,12 @@ def test_a_compiled_step_and_a_checkpoint_keep_the_codebook_rate():
     assert sorted(group["lr"] for group in optim.optimizer.param_groups) == [1e-6, 4e-6]
 
 
+def test_moving_averages_have_no_codebook_rate(tmp_path, capsys):
+    words = [*VQ, *SMALL, "model.ema=true", "objective.codebook_rate=3", f"run.dir={tmp_path}"]
+    assert main(["train", *words, "trainer.steps=1"]) == 2
+    assert "whose rate is model.decay; leave it at 1, or use model.ema=false" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("model", ["dvae", "vq_levels", "composed"])
 def test_code_numbers_of_draws(model):
     torch.manual_seed(3)
