@@ -26,7 +26,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from inference.particles import validation
-from inference.watched import undone
+from inference.watched import name_of, undone
 
 aten = torch.ops.aten
 _FRESH = (aten.empty.memory_format, aten.new_empty.default, aten.empty_like.default)
@@ -36,6 +36,10 @@ _WAITING = (pyro.infer.trace_elbo, pyro.infer.trace_mean_field_elbo, pyro.infer.
 
 class CannotCapture(RuntimeError):
     """The code has no fixed graph of tensor operations; the message says why in one line."""
+
+
+class NotYet(CannotCapture):
+    """There will be a graph after a step has run as Pyro has it: this one brings in parameters or exchanges them."""
 
 
 class Captured(NamedTuple):
@@ -68,11 +72,13 @@ def capture(
     python_noise = _python_noise()
     with undone(owners) as held, _without_waits(), validation(False):
         function(*args)  # what a program prepares in its first run is no part of the graph
+        held[:] = [(space, name, space.get(name) if value is None else value) for space, name, value in held]
         first, second = (_trace(function, given) for given in (args, args if others is None else others))
         if python_noise != _python_noise():
             raise CannotCapture("it draws from Python's or numpy's generator; a graph would keep the first numbers")
-        if replaced := [name for space, name, value in held if space.get(name) is not value]:
-            raise CannotCapture(f"'{replaced[0]}' is replaced in each step; write into a tensor instead")
+        changed = [(space, name) for space, name, value in held if space.get(name) is not value]
+        if replaced := [place for place in changed if not isinstance(place[0].get(place[1]), torch.nn.Parameter)]:
+            raise CannotCapture(f"'{name_of(*replaced[0])}' is replaced in each step; write into a tensor instead")
     _refuse_dynamic_shapes(first)
     if first.code != second.code or not _same_constants(first, second):
         raise CannotCapture("its operations differ from call to call")
@@ -88,6 +94,8 @@ def _python_noise() -> int:
 def _trace(function: Callable[..., Sequence[Tensor]], args: Sequence[Tensor]) -> GraphModule:
     try:
         return make_fx(function)(*args)
+    except CannotCapture:
+        raise
     except NotImplementedError as error:
         raise CannotCapture(_first_line(error) or "part of it is not implemented") from error
     except RuntimeError as error:
@@ -100,7 +108,9 @@ def _same_constants(first: GraphModule, second: GraphModule) -> bool:
     """Whether two traces of one code hold the same tensors, those made on the way by value."""
     names = [node.target for node in first.graph.nodes if node.op == "get_attr"]
     pairs = [(getattr(first, name), getattr(second, name)) for name in names]
-    return all(a is b or torch.allclose(a, b, rtol=0, atol=0, equal_nan=True) for a, b in pairs)
+    return all(
+        a is b or (isinstance(a, Tensor) and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)) for a, b in pairs
+    )
 
 
 def _lift(graph: GraphModule) -> list[Tensor]:
@@ -111,6 +121,8 @@ def _lift(graph: GraphModule) -> list[Tensor]:
     held = [node for node in graph.graph.nodes if node.op == "get_attr"]
     for node in held:
         tensor = getattr(graph, node.target)
+        if isinstance(tensor, torch.Generator):
+            raise CannotCapture("it draws from a torch.Generator of its own; a graph draws from torch's default one")
         if id(tensor) not in inputs:
             with graph.graph.inserting_before(first):
                 inputs[id(tensor)] = graph.graph.placeholder(f"lifted_{len(tensors)}")
@@ -170,6 +182,10 @@ def _without_waits() -> Iterator[None]:
     ]
     patches.append(mock.patch.object(torch.Tensor, "all", _all_but_for_enumeration(torch.Tensor.all)))
     patches.append(mock.patch.object(pyro.infer.util, "_fulldot", _expectation))
+    # a distribution that a program holds keeps the validation that was on when it was made
+    patches.append(mock.patch.object(torch.distributions.Distribution, "_validate_sample", _accept))
+    readers = ("numpy", "tolist", "__array__")
+    patches += [mock.patch.object(torch.Tensor, name, _refuse_to_read) for name in readers]  # type: ignore[arg-type]
     for patch in patches:
         patch.start()
     try:
@@ -189,6 +205,15 @@ def _all_but_for_enumeration(original: Callable[..., Any]) -> Callable[..., Any]
     return every
 
 
+def _accept(*args: Any) -> None:
+    pass
+
+
+def _refuse_to_read(tensor: Tensor, *args: Any, **kw: Any) -> None:
+    """These read a tensor's memory, of which no tracer would know."""
+    raise CannotCapture(f"{_place_of(traceback.extract_stack()[:-1])} needs a tensor's value on the host")
+
+
 def _expectation(*factors: Tensor) -> Tensor:
     """The sum of probability times cost over the possible states; the others may cost what they will."""
     prob, cost = factors
@@ -197,7 +222,10 @@ def _expectation(*factors: Tensor) -> Tensor:
 
 def _place(error: BaseException) -> str:
     """The line of the program or of Pyro, not of torch below it, that raised."""
-    frames = traceback.extract_tb(error.__traceback__)
+    return _place_of(traceback.extract_tb(error.__traceback__))
+
+
+def _place_of(frames: Sequence[traceback.FrameSummary]) -> str:
     below = str(Path(torch.__file__).parent)
     frame = [frame for frame in frames if not frame.filename.startswith(below)][-1]
     return f"{Path(*Path(frame.filename).parts[-3:])}:{frame.lineno} ({frame.line})"

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
+import pyro
 import pyro.infer
 import pyro.optim
 import torch
@@ -18,13 +19,13 @@ from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten
 
 from inference.arguments import Floats
-from inference.capture import CannotCapture
+from inference.capture import CannotCapture, NotYet
 from inference.engine import SVI, SharedOptimizer
 from inference.parameters import in_modules
 from inference.particles import Program
 from inference.step import CompiledStep, loss_and_gradients
 from inference.updates import started
-from inference.watched import Space, constants, identities
+from inference.watched import Space, constants, identities, is_plain, name_of
 
 log = logging.getLogger(__name__)
 MAX_GRAPHS = 8  # shapes, modes and constants that one object compiles for
@@ -83,6 +84,7 @@ class CompiledSVI(SVI):
         self._graphs: dict[Any, CompiledStep] = {}
         self._constants: list[tuple[Space, str]] | None = None
         self._floats: dict[TreeSpec, Floats] = {}
+        self._put_off = 0  # steps in a row that were to bring in parameters
         if loss_and_grads is not None:
             self._stay_eager("loss_and_grads is the caller's own")
         elif isinstance(loss, pyro.infer.ELBO) and (why := _no_plain_loss(type(loss))):
@@ -102,6 +104,7 @@ class CompiledSVI(SVI):
             loss: Tensor | float = ready(ready.inputs_from(leaves), [ready.numbers(self.taken)])[0]
         else:
             loss = self.eager_step(*args, **kw)
+            self._mark(None)
         self.taken += 1
         return loss
 
@@ -205,14 +208,31 @@ class CompiledSVI(SVI):
             inputs = () if floats is None else floats.inputs_of(leaves)
             key = self._key(leaves, count, floats, inputs)
             ready = self._graphs.get(key)
+            if ready is not None and not ready.is_valid(self.taken, self._mark(ready) is ready):
+                ready = None
             if ready is None:
+                self._graphs.pop(key, None)
                 if len(self._graphs) == MAX_GRAPHS:
                     raise CannotCapture(self._what_changes())
-                ready = self._graphs[key] = CompiledStep(self, leaves, spec, count, inputs)
+                ready = CompiledStep(self, leaves, spec, count, inputs)
+                self._graphs[self._key(leaves, count, floats, inputs)] = ready  # with what capturing prepared
+                self._mark(ready)
+            self._put_off = 0
             return ready
+        except NotYet as error:
+            self._put_off += 1
+            if self._put_off > MAX_GRAPHS:
+                self._stay_eager(str(error))
+            return None
         except CannotCapture as error:
             self._stay_eager(str(error))
             return None
+
+    def _mark(self, step: CompiledStep | None) -> CompiledStep | None:
+        """Note on the optimizer, which others may use too, whose step comes next; returns what was noted before."""
+        before = getattr(self.optim, "last_compiled_step", None)
+        self.optim.last_compiled_step = step
+        return before
 
     def _floats_of(self, leaves: list[Any], spec: TreeSpec) -> Floats:
         """Which floats are inputs of a graph, for arguments of this structure."""
@@ -226,19 +246,27 @@ class CompiledSVI(SVI):
         """Everything that a graph takes as given; there is one ``floats`` for each structure of the arguments."""
         leaves = [float if place in inputs else leaf for place, leaf in enumerate(leaves)] if inputs else leaves
         shapes = tuple((a.shape, a.stride(), a.dtype, a.device) if isinstance(a, Tensor) else a for a in leaves)
-        trained = tuple([p.requires_grad for p in self.optim.parameters]) if hasattr(self.optim, "parameters") else ()
-        key = (floats, shapes, trained, identities(self._places()), count)
-        try:
-            hash(key)
-        except TypeError:
-            raise CannotCapture("an argument is neither a tensor nor hashable") from None
-        return key
+        for place, leaf in enumerate(leaves):
+            if not (isinstance(leaf, Tensor) or leaf is float or is_plain(leaf)):
+                name = "an argument" if floats is None else floats.name(place)
+                raise CannotCapture(
+                    f"{name} is a {type(leaf).__name__}; a graph takes tensors, numbers, words and None"
+                )
+        return floats, shapes, self._trained(), identities(self._places()), count
+
+    def _trained(self) -> tuple[Any, ...]:
+        """Which parameters there are, and which of them are trained."""
+        if isinstance(self.optim, SharedOptimizer):
+            return tuple([p.requires_grad for p in self.optim.parameters])
+        kept = pyro.get_param_store()._params.values()
+        flags = [p.grad is None for p in self.optim.optim_objs]  # such a parameter is not stepped on until it has one
+        return tuple([-id(p) if p.requires_grad else id(p) for p in kept]), tuple(flags)
 
     def _what_changes(self) -> str:
         """The constant that made so many graphs necessary."""
         assert self._constants is not None
         taken = list(zip(*(key[3] for key in self._graphs), strict=True))
-        names = [name for (_, name), values in zip(self._constants, taken, strict=True) if len(set(values)) > 1]
+        names = [name_of(*place) for place, values in zip(self._constants, taken, strict=True) if len(set(values)) > 1]
         if names:
             return f"'{names[0]}' changes from step to step as a number or by assignment; write it into a tensor"
         return self._what_differs() or f"its arguments came in more than {MAX_GRAPHS} shapes"
@@ -254,7 +282,7 @@ class CompiledSVI(SVI):
         return None
 
     def _stay_eager(self, why: str) -> None:
-        self.why_eager = " ".join(why.split())
+        self.why_eager = " ".join(why.partition("Trace Shapes:")[0].split())  # Pyro adds a table to what is raised
         self._graphs.clear()
         log.warning("steps run eagerly: %s", self.why_eager)
 

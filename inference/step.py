@@ -1,15 +1,19 @@
 """The function that a compiled step is: loss, gradient and update as one graph; and several such steps in one call."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+import pyro
 import torch
+from pyro import poutine
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_unflatten
 
 from inference.backends import Function, Recorded, compiled, is_recorded, retraced
-from inference.capture import CannotCapture, Captured, capture
-from inference.updates import Update, optimizers_of
+from inference.capture import CannotCapture, Captured, NotYet, capture
+from inference.engine import SharedOptimizer
+from inference.updates import Update, have_state, optimizers_of
 
 if TYPE_CHECKING:
     from inference.compiled import CompiledSVI
@@ -56,10 +60,24 @@ class CompiledStep:
 
     def numbers(self, taken: int) -> list[tuple[float, ...]]:
         """What the optimizer needs to know of the step that comes after ``taken``; to be asked once for each step."""
+        return self.update.advance(taken - self._bound_at)
+
+    def is_valid(self, taken: int, alone: bool) -> bool:
+        """Whether the optimizer is still what this function was made for; to be asked before each call.
+
+        Args:
+            taken: steps before the call.
+            alone: whether these and nobody else stepped since the last call.
+        """
+        layout = self.update.layout
         if not self.update.current:  # a checkpoint was loaded
             self._bind(self._inputs[self._args][: self._arity], taken)
             self._recorded = Recorded(self._all, self._inputs) if self._recorded else None
-        return self.update.advance(taken - self._bound_at)
+        elif self.update.has_other_options():
+            return False
+        elif not (alone and self._counts_on_device):
+            return self.update.recount(taken - self._bound_at)
+        return self.update.layout == layout
 
     def note_annealed(self, i: int) -> None:
         """Remember for step ``i`` of a call what the weights and temperatures are now."""
@@ -86,6 +104,7 @@ class CompiledStep:
         """Look up the tensors that every step reads and writes."""
         self.update = Update(self.optim, self.parameters)
         self._bound_at, self._arity = taken, len(args)
+        self._counts_on_device = any(counter.device.type != "cpu" for counter in self.update.counters)
         numbers = (self.count, *self.update.rows)
         self._numbers = torch.zeros(numbers, dtype=self.parameters[0].dtype, device=self.device)
         self._args = slice(len(self.captured.tensors), len(self.captured.tensors) + self.count * len(args))
@@ -150,6 +169,8 @@ def loss_and_gradients(
         CannotCapture: see :func:`inference.capture.capture`.
     """
     candidates = [p for o in optimizers_of(svi.optim) for g in o.param_groups for p in g["params"] if p.requires_grad]
+    own = not isinstance(svi.optim, SharedOptimizer)
+    known = {id(p) for p in candidates}
     reached: list[Tensor] = []
 
     def function(*tensors: Tensor) -> list[Tensor]:
@@ -157,21 +178,60 @@ def loss_and_gradients(
         given = {place: next(rest) for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
         given |= {place: next(rest) for place in floats}
         args, kw = tree_unflatten([given.get(place, leaf) for place, leaf in enumerate(leaves)], spec)
-        loss = svi.differentiable_loss(*args, **kw)
-        if not (isinstance(loss, Tensor) and loss.requires_grad):
+        with poutine.trace(param_only=True) if own else nullcontext() as seen:
+            loss = svi.differentiable_loss(*args, **kw)
+        trained = candidates
+        if own:  # Pyro's own optimizers step on the parameters that a step comes upon, and on no others
+            sites = [site["value"].unconstrained() for site in seen.trace.nodes.values()]  # type: ignore[union-attr]
+            if not known.issuperset(id(p) for p in sites if p.requires_grad):
+                raise NotYet("parameters come in from step to step")
+            trained = [p for p in candidates if any(p is site for site in sites)]
+        loss = loss if isinstance(loss, Tensor) else torch.as_tensor(loss, dtype=candidates[0].dtype)
+        gradients: Sequence[Tensor | None] = [None] * len(trained)
+        if loss.requires_grad:
+            gradients = torch.autograd.grad(loss, trained, allow_unused=True)
+        if own:  # and where these had a gradient once, it is zero if a step has none
+            gradients = [
+                torch.zeros_like(p) if gradient is None and p.grad is not None else gradient
+                for p, gradient in zip(trained, gradients, strict=True)
+            ]
+        reached[:] = [p for p, gradient in zip(trained, gradients, strict=True) if gradient is not None]
+        if not reached:
             raise CannotCapture("the loss has no gradient")
-        gradients = torch.autograd.grad(loss, candidates, allow_unused=True)
-        reached[:] = [p for p, gradient in zip(candidates, gradients, strict=True) if gradient is not None]
         return [loss.detach(), *[gradient for gradient in gradients if gradient is not None]]
 
     if not candidates:
         raise CannotCapture("no parameter has a gradient")
     inputs = inputs_from(leaves, floats, candidates[0])
     changed = None if others is None else [*tensors_of(leaves), *_as_tensors(others, candidates[0])]
-    captured = capture(function, inputs, [svi.model, svi.guide, svi.objective], changed)
-    if not reached:
-        raise CannotCapture("no parameter has a gradient")
+    with _same_store():
+        captured = capture(function, inputs, [svi.model, svi.guide, svi.objective], changed)
+    if not have_state(svi.optim, reached):
+        raise NotYet("parameters come in from step to step")
+    for p in reached if own else ():
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
     return captured, reached
+
+
+@contextmanager
+def _same_store() -> Iterator[None]:
+    """Pyro's store is afterwards as it was; what would change it is left to a step that Pyro takes.
+
+    Raises:
+        NotYet: parameters were registered, or exchanged.
+    """
+    store = pyro.get_param_store()
+    spaces = [store._params, store._param_to_name, store._constraints]
+    kept = [dict(space) for space in spaces]
+    try:
+        yield
+        if store._params.keys() != kept[0].keys() or any(p is not kept[0][n] for n, p in store._params.items()):
+            raise NotYet("parameters come in from step to step")
+    finally:
+        for space, before in zip(spaces, kept, strict=True):
+            if space.keys() != before.keys() or any(space[each] is not before[each] for each in before):
+                space.clear()
+                space.update(before)
 
 
 def inputs_from(leaves: list[Any], floats: Sequence[int], like: Tensor) -> list[Tensor]:

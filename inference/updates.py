@@ -52,11 +52,14 @@ class Update:
         self.slots = [_slot(p, *homes[id(p)]) for p in parameters]
         if not self.slots:
             raise CannotCapture("no parameter has a gradient")
-        self._groups = list({id(slot.group): slot.group for slot in self.slots}.values())
-        self._rows = [next(i for i, g in enumerate(self._groups) if g is slot.group) for slot in self.slots]
-        counts = [slot.state.get("step", 0) for slot in self.slots]
-        self._steps = [int(counts[self._rows.index(row)]) for row in range(len(self._groups))]
-        self.counters = [count for count in counts if isinstance(count, Tensor)]
+        done = self._counts()
+        alike = [(id(slot.group), count) for slot, count in zip(self.slots, done, strict=True)]
+        kinds = list(dict.fromkeys(alike))  # parameters of a group that took other numbers of steps have rows apart
+        self._rows = [kinds.index(kind) for kind in alike]
+        self._groups = [self.slots[self._rows.index(row)].group for row in range(len(kinds))]
+        self._steps = [count for _, count in kinds]
+        self._options = self.options
+        self.counters = [slot.state["step"] for slot in self.slots if isinstance(slot.state.get("step"), Tensor)]
         self._counting = [slot.state for slot in self.slots if type(slot.state.get("step")) is int]
         self.tensors = [slot.state[name] for slot in self.slots for name in slot.names]
 
@@ -75,6 +78,33 @@ class Update:
     def current(self) -> bool:
         """Whether the optimizers still keep their state where they did; loading a checkpoint moves it."""
         return all(o.state is state for o, state in zip(self._optimizers, self._states, strict=True))
+
+    @property
+    def layout(self) -> tuple[Any, ...]:
+        """What a function that applies this update takes as given: which parameters share a row, and the options."""
+        return self._rows, self._options
+
+    def recount(self, done: int) -> bool:
+        """Look up how many steps the parameters took; ``done`` of them are since this object was made.
+
+        Other steps may have been on all of them or on some, by the same optimizer. Waits for the device if the counts
+        are there.
+
+        Returns:
+            Whether :attr:`layout` is still true.
+        """
+        counts = self._counts()
+        steps = [counts[self._rows.index(row)] for row in range(len(self._steps))]
+        self._steps = [count - done for count in steps]
+        return all(steps[row] == count for row, count in zip(self._rows, counts, strict=True))
+
+    def _counts(self) -> list[int]:
+        return [int(slot.state.get("step", 0)) for slot in self.slots]
+
+    def has_other_options(self) -> bool:
+        """Whether an option was changed, other than the learning rate."""
+        both = zip(self._groups, self._options, strict=True)
+        return any(group[name] != value for group, kept in both for name, value in kept.items())
 
     def advance(self, done: int) -> list[tuple[float, ...]]:
         """The numbers of the step after ``done`` more, a row for each of the optimizer's groups."""
@@ -131,6 +161,14 @@ def started(optim: pyro.optim.PyroOptim) -> bool:
     optimizers = optimizers_of(optim)
     stateless = [isinstance(o, torch.optim.SGD) and not o.defaults["momentum"] for o in optimizers]
     return bool(optimizers) and all(o.state or free for o, free in zip(optimizers, stateless, strict=True))
+
+
+def have_state(optim: pyro.optim.PyroOptim, parameters: Iterable[Tensor]) -> bool:
+    """Whether the optimizer took a step on each of them, or keeps nothing of it."""
+    optimizers = optimizers_of(optim)
+    if any(o.state for o in optimizers):
+        return all(any(p in o.state for o in optimizers) for p in parameters)
+    return True
 
 
 def _slot(parameter: Tensor, optimizer: torch.optim.Optimizer, group: Group) -> Slot:

@@ -195,7 +195,7 @@ class _Together:
         return (loss,)
 
     def _refuse_other_options(self) -> None:
-        options = [(update.clip, update.options) for update in self.updates]
+        options = [(update.clip, update.layout) for update in self.updates]
         if any(option != options[0] for option in options):
             raise CannotCapture("the runs' optimizers differ in more than their learning rates")
 

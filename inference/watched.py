@@ -1,56 +1,92 @@
-"""The numbers and tensors that programs hold, and so what a graph of theirs takes as given.
+"""The numbers, words and tensors that programs hold, and so what a graph of theirs takes as given.
 
-Looked for in modules, in objects whose methods the programs are, and for functions in what they name: variables of
-their file and of the function that made them, and one step further the attributes and entries of plain objects,
-classes, modules and dictionaries among those, such as ``config.beta``.
+Looked for in modules and their methods, in objects whose methods the programs are, and for functions in what they name:
+variables of their file and of the function that made them; and within any of these in plain objects, classes, modules,
+dictionaries and lists, as in ``config.train.beta``.
 """
 
 import numbers
-from collections.abc import Iterable, Iterator, MutableMapping
+import random
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from contextlib import contextmanager
+from enum import Enum
 from functools import partial
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 Space = MutableMapping[str, Any]
-_LIBRARIES = ("torch", "pyro", "numpy", "math", "builtins")
+_LIBRARIES = {"torch", "pyro", "numpy", "scipy", "sklearn", "pandas", "matplotlib", *sys.stdlib_module_names}
 _FOLLOWED = (nn.Module, MethodType, FunctionType, partial)
-MOST_NUMBERS = 256  # in a dictionary; a larger one is data, a vocabulary say, and no settings
+_GENERATORS = (torch.Generator, np.random.Generator, random.Random)
+_PLAIN = (numbers.Number, str, bytes, type(None), Enum)
+_WITHOUT_SETTINGS = ("linear", "container", "conv", "sparse", "flatten")  # torch's layers that are all in their tensors
+MOST_NUMBERS = 256  # in a dictionary or list; a larger one is data, a vocabulary say, and no settings
+DEEPEST = 4  # entries of entries that are looked at
+DEEPEST_PARTS = 32  # functions that functions name, objects in objects
 
 
 def constants(owners: Iterable[Any]) -> list[tuple[Space, str]]:
-    """Where owners keep numbers and tensors that a graph takes as given: their dictionaries and names in them."""
+    """Where owners keep what a graph takes as given: their dictionaries and names in them."""
     return [(space, name) for space, name, _ in _held(owners, libraries=False)]
 
 
 def identities(places: Iterable[tuple[Space, str]]) -> tuple[Any, ...]:
     """What a graph took as given, for comparison: numbers by value; tensors by identity, their values may change."""
     values = [space.get(name) for space, name in places]
-    return tuple([id(value) if isinstance(value, Tensor) else value for value in values])
+    return tuple([_identity(value) if isinstance(value, Tensor) else value for value in values])
+
+
+def _identity(tensor: Tensor) -> int:
+    return -id(tensor) if tensor.requires_grad else id(tensor)
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value other than a tensor is all there is to it, so that it is the same if it compares the same."""
+    return isinstance(value, (*_PLAIN, torch.dtype, torch.device, torch.Size))
 
 
 @contextmanager
 def undone(owners: list[Any]) -> Iterator[list[tuple[Space, str, Any]]]:
-    """Afterwards the owners' tensors and numbers, and the random number generators, are as they were."""
+    """Afterwards the owners' tensors and numbers, and the random number generators, are as they were.
+
+    They are as the list says that it yields, which may be written into.
+    """
     held = _held(owners)
-    copies = [value.detach().clone() if _is_writable(value) else None for _, _, value in held]
+    restorers = [_restorer(value) for _, _, value in held]
+    states = (random.getstate(), np.random.get_state())  # noqa: NPY002
     with torch.random.fork_rng():
         try:
             yield held
         finally:
-            for (space, name, value), copy in zip(held, copies, strict=True):
+            random.setstate(states[0])
+            np.random.set_state(states[1])  # noqa: NPY002
+            for (space, name, value), restore in zip(held, restorers, strict=True):
                 if space.get(name) is not value:
                     space[name] = value
-                if copy is not None:
-                    value.data.copy_(copy)
+                restore()
+
+
+def _restorer(value: Any) -> Callable[[], Any]:
+    """What puts a tensor's values or a generator's state back."""
+    if isinstance(value, torch.Generator):
+        return partial(value.set_state, value.get_state())
+    if isinstance(value, np.random.Generator):
+        return partial(setattr, value.bit_generator, "state", value.bit_generator.state)
+    if isinstance(value, random.Random):
+        return partial(value.setstate, value.getstate())
+    return partial(value.data.copy_, value.detach().clone()) if _is_writable(value) else lambda: None
 
 
 def _is_writable(value: Any) -> bool:
     """Whether it is a tensor that a program can write into: not one expanded, whose elements share their memory."""
-    return isinstance(value, Tensor) and not (value.layout == torch.strided and 0 in value.stride())
+    own = isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
+    return own and not (value.layout == torch.strided and 0 in value.stride())
 
 
 class _Cell(dict[str, Any]):
@@ -75,42 +111,73 @@ class _Within(dict[str, Any]):
     def __init__(self, space: Space, variable: str) -> None:
         self.space, self.variable = space, variable
 
-    def get(self, name: str, default: Any = None) -> Any:
-        return _contents(self.space.get(self.variable)).get(name, default)
+    def get(self, name: Any, default: Any = None) -> Any:
+        return _entry(self.space.get(self.variable), name, default)
 
-    def __setitem__(self, name: str, value: Any) -> None:
+    def __setitem__(self, name: Any, value: Any) -> None:
         target = self.space.get(self.variable)
         if isinstance(target, type):
             setattr(target, name, value)
+        elif isinstance(target, dict | list):
+            target[name] = value
         else:
-            _contents(target)[name] = value
+            vars(target)[name] = value
 
 
-def _contents(value: Any) -> Any:
-    return value if isinstance(value, dict) else getattr(value, "__dict__", {})
+def name_of(space: Space, name: Any) -> str:
+    """What to call a place in a message."""
+    return name if isinstance(name, str) or not isinstance(space, _Within) else f"{space.variable}[{name}]"
 
 
-def _parts(owner: Any, seen: set[int]) -> Iterator[Any]:
-    """The modules and objects that an owner consists of, and where it is a function or a method those it works on."""
-    if id(owner) in seen:
+def _entry(value: Any, name: Any, default: Any = None) -> Any:
+    if isinstance(value, list | tuple):
+        return value[name] if isinstance(name, int) and name < len(value) else default
+    return (value if isinstance(value, dict) else getattr(value, "__dict__", {})).get(name, default)
+
+
+def _parts(owner: Any, seen: set[int], depth: int = 0) -> Iterator[Any]:
+    """The modules, objects and functions that an owner consists of and works on."""
+    if id(owner) in seen or depth > DEEPEST_PARTS:
         return
     seen.add(id(owner))
+    inside: Iterable[Any] = ()
     if isinstance(owner, nn.Module):
-        yield from owner.modules()
+        yield owner
+        inside = [*owner.children(), *_methods(type(owner)), *_values(owner)]
     elif isinstance(owner, MethodType):
-        yield from _parts(owner.__self__, seen)
-        yield from _parts(owner.__func__, seen)
+        inside = (owner.__self__, owner.__func__)
     elif isinstance(owner, partial):
-        for each in (owner.func, *owner.args, *owner.keywords.values()):
-            yield from _parts(each, seen)
+        inside = (owner.func, *owner.args, *owner.keywords.values())
     elif isinstance(owner, FunctionType):
         yield owner
-        for space, name in _named(owner):
-            value = space.get(name)
-            if isinstance(value, _FOLLOWED):
-                yield from _parts(value, seen)
-    elif hasattr(owner, "__dict__"):
+        inside = [space.get(name) for space, name in _named(owner)]
+        inside = [each for each in inside if not (isinstance(each, FunctionType) and _of_library(each))]
+    elif isinstance(owner, list | tuple | dict):
+        inside = _values(owner)
+    elif hasattr(owner, "__dict__") and (depth == 0 or _is_somebodys(owner)):  # first of all, any objective
         yield owner
+        inside = [*_methods(type(owner)), *_values(owner)]
+    for each in inside:
+        if isinstance(each, (*_FOLLOWED, list, tuple, dict)) or hasattr(each, "__dict__"):
+            yield from _parts(each, seen, depth + 1)
+
+
+def _is_somebodys(value: Any) -> bool:
+    return not isinstance(value, type | ModuleType) and not _of_library(type(value))
+
+
+def _values(value: Any) -> list[Any]:
+    """What is in a container, or in the attributes of an object."""
+    if isinstance(value, list | tuple):
+        return list(value) if len(value) <= MOST_NUMBERS else []
+    entries = value if isinstance(value, dict) else vars(value)
+    return list(entries.values()) if len(entries) <= MOST_NUMBERS else []
+
+
+def _methods(kind: type) -> list[FunctionType]:
+    """The functions of a class that are somebody's own."""
+    own = [each for each in kind.__mro__ if not _of_library(each)]
+    return [function for each in own for function in vars(each).values() if isinstance(function, FunctionType)]
 
 
 def _named(function: FunctionType) -> list[tuple[Space, str]]:
@@ -129,27 +196,39 @@ def _names(code: CodeType) -> list[str]:
 def _places(part: Any) -> Iterator[tuple[Space, str]]:
     """Where a part holds what a graph would take as given."""
     if isinstance(part, nn.Module):
-        yield from ((part._buffers, name) for name in list(part._buffers))
+        yield from ((kept, name) for kept in (part._parameters, part._buffers) for name in list(kept))
     own = [(vars(part), name) for name in list(vars(part))]
     named = _named(part) if isinstance(part, FunctionType) else []
     yield from (*named, *own)
     if isinstance(part, FunctionType) and _of_library(part):
         return
     for space, name in named or [(space, name) for space, name in own if name[0] != "_"]:
-        yield from ((_Within(space, name), key) for key in _settings(space.get(name), part))
+        yield from _within(space, name, part)
 
 
-def _settings(value: Any, part: Any) -> list[str]:
-    """The numbers inside of what a part names: a plain object, a class, a module or a dictionary of somebody's own."""
-    entries: Any = {}
+def _within(space: Space, name: Any, part: Any, depth: int = 1) -> Iterator[tuple[Space, Any]]:
+    """Where there is something plain in what a part names, and in what that consists of."""
+    inside = _Within(space, name)
+    for key, entry in _settings(space.get(name), part).items():
+        if isinstance(entry, (*_PLAIN, *_GENERATORS, Tensor)):
+            yield inside, key
+        elif depth < DEEPEST and not isinstance(entry, (*_FOLLOWED, ModuleType, type)):
+            yield from _within(inside, key, part, depth + 1)
+
+
+def _settings(value: Any, part: Any) -> dict[Any, Any]:
+    """What is in a plain object, a class, a module, a dictionary or a list of somebody's own."""
+    entries: dict[Any, Any] = {}
     if isinstance(value, dict):
-        entries = value if len(value) <= MOST_NUMBERS else {}
+        entries = value
+    elif isinstance(value, list | tuple):
+        entries = dict(enumerate(value)) if len(value) <= MOST_NUMBERS else {}
     elif isinstance(value, ModuleType):
         used = _names(part.__code__) if isinstance(part, FunctionType) and not _of_library(value) else []
         entries = {name: vars(value)[name] for name in used if name in vars(value)}
-    elif isinstance(value, SimpleNamespace) or not (isinstance(value, _FOLLOWED) or _of_library(_class_of(value))):
-        entries = getattr(value, "__dict__", {})
-    return [key for key, entry in entries.items() if isinstance(key, str) and isinstance(entry, numbers.Number)]
+    elif not (isinstance(value, _FOLLOWED) or _of_library(_class_of(value))):
+        entries = {name: entry for name, entry in getattr(value, "__dict__", {}).items() if name[:2] != "__"}
+    return entries if len(entries) <= MOST_NUMBERS else {}
 
 
 def _class_of(value: Any) -> type:
@@ -159,14 +238,36 @@ def _class_of(value: Any) -> type:
 def _of_library(what: Any) -> bool:
     """Whether a function, class or module is not somebody's own."""
     name = what.__name__ if isinstance(what, ModuleType) else what.__module__
+    if what in (Namespace, SimpleNamespace):
+        return False
     return name is None or name.partition(".")[0] in _LIBRARIES
 
 
 def _held(owners: Iterable[Any], libraries: bool = True) -> list[tuple[Space, str, Any]]:
-    """The tensors and numbers that owners hold, but for parameters: dictionary, name, value."""
+    """The tensors and what is plain that owners hold: dictionary, name, value."""
     seen: set[int] = set()
     parts = (part for owner in owners for part in _parts(owner, seen))
-    ours = (part for part in parts if libraries or not type(part).__module__.startswith("torch."))
-    held = ((space, name, space.get(name)) for part in ours for space, name in _places(part))
-    kinds = (Tensor, numbers.Number)
-    return [(s, k, v) for s, k, v in held if isinstance(v, kinds) and not isinstance(v, nn.Parameter)]
+    held: dict[Any, tuple[Space, str, Any]] = {}
+    for part in parts:
+        layer = type(part).__module__ if isinstance(part, nn.Module) else ""
+        bare = not libraries and layer.startswith("torch.") and layer.rpartition(".")[2] in _WITHOUT_SETTINGS
+        for space, name in _places(part):
+            if isinstance(part, torch.distributions.Transform) and name.startswith("_cached_"):
+                continue  # of the latest draw, which no other is looked up by
+            value = space.get(name)
+            if isinstance(value, (Tensor, *_GENERATORS)) or (_is_setting(name, value) and not bare):
+                held.setdefault((_key(space), name), (space, name, value))
+    return list(held.values())
+
+
+def _key(space: Space) -> Any:
+    """Tells spaces apart, those made anew each time by what they look at."""
+    if isinstance(space, _Cell):
+        return id(space.cell)
+    return (_key(space.space), space.variable) if isinstance(space, _Within) else id(space)
+
+
+def _is_setting(name: Any, value: Any) -> bool:
+    """Numbers, and where it is no affair of a library's own, words and what is not there yet."""
+    private = isinstance(name, str) and name[0] == "_"
+    return isinstance(value, numbers.Number) or (isinstance(value, _PLAIN) and not private)
