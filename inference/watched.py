@@ -222,7 +222,7 @@ def _settings(value: Any, part: Any) -> dict[Any, Any]:
     if isinstance(value, dict):
         entries = value
     elif isinstance(value, list | tuple):
-        entries = dict(enumerate(value)) if len(value) <= MOST_NUMBERS else {}
+        entries = {} if _is_fixed(value) else dict(enumerate(value))
     elif isinstance(value, ModuleType):
         used = _names(part.__code__) if isinstance(part, FunctionType) and not _of_library(value) else []
         entries = {name: vars(value)[name] for name in used if name in vars(value)}
@@ -270,4 +270,10 @@ def _key(space: Space) -> Any:
 def _is_setting(name: Any, value: Any) -> bool:
     """Numbers, and where it is no affair of a library's own, words and what is not there yet."""
     private = isinstance(name, str) and name[0] == "_"
-    return isinstance(value, numbers.Number) or (isinstance(value, _PLAIN) and not private)
+    return isinstance(value, numbers.Number) or ((isinstance(value, _PLAIN) or _is_fixed(value)) and not private)
+
+
+def _is_fixed(value: Any) -> bool:
+    """Whether it is a tuple of nothing but what is plain: compared as a whole, for nobody can write into it."""
+    short = isinstance(value, tuple) and len(value) <= MOST_NUMBERS
+    return short and all(isinstance(entry, _PLAIN) for entry in value)
