@@ -112,7 +112,7 @@ def draw_courses(courses: Sequence[tuple[str, Sequence[Sequence[Mapping[str, Any
         return []
     figure = sheet(WIDTH, 620)
     for place, (key, title) in enumerate(panels):
-        axes = panel(figure, 100 + place * 520, 170, 420, 360)
+        axes = panel(figure, 100 + place * (WIDTH - 40) // len(panels), 170, (WIDTH - 40) // len(panels) - 100, 360)
         late = []
         for order, (name, logs) in enumerate(courses):
             tint = INK if order == 0 else CLASS_COLOURS[order % len(CLASS_COLOURS)]
