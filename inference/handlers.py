@@ -1,4 +1,4 @@
-"""Two Pyro handlers: draws without gradients, and parameters with names of their own."""
+"""Pyro handlers: draws without gradients, parameters with names of their own, and those that programs come upon."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -13,6 +13,21 @@ class DetachedDraws(Messenger):
     def _pyro_post_sample(self, msg: Any) -> None:
         if not msg["is_observed"] and hasattr(msg["value"], "detach"):
             msg["value"] = msg["value"].detach()
+
+
+class ParametersMet(Messenger):
+    """Remembers the parameters that programs come upon, of each name the last, as ``pyro.infer.SVI`` does.
+
+    Attributes:
+        met: their values by name.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.met: dict[str, Any] = {}
+
+    def _pyro_post_param(self, msg: Any) -> None:
+        self.met[msg["name"]] = msg["value"]
 
 
 class _Renamed(Messenger):

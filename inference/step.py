@@ -1,18 +1,18 @@
 """The function that a compiled step is: loss, gradient and update as one graph; and several such steps in one call."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pyro
 import torch
-from pyro import poutine
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_unflatten
 
 from inference.backends import Function, Recorded, compiled, is_recorded, retraced
 from inference.capture import CannotCapture, Captured, NotYet, capture
 from inference.engine import SharedOptimizer
+from inference.handlers import ParametersMet
 from inference.updates import Update, have_state, optimizers_of
 
 if TYPE_CHECKING:
@@ -178,11 +178,11 @@ def loss_and_gradients(
         given = {place: next(rest) for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
         given |= {place: next(rest) for place in floats}
         args, kw = tree_unflatten([given.get(place, leaf) for place, leaf in enumerate(leaves)], spec)
-        with poutine.trace(param_only=True) if own else nullcontext() as seen:
+        with ParametersMet() as seen:
             loss = svi.differentiable_loss(*args, **kw)
         trained = candidates
         if own:  # Pyro's own optimizers step on the parameters that a step comes upon, and on no others
-            sites = [site["value"].unconstrained() for site in seen.trace.nodes.values()]  # type: ignore[union-attr]
+            sites = [value.unconstrained() for value in seen.met.values()]
             if not known.issuperset(id(p) for p in sites if p.requires_grad):
                 raise NotYet("parameters come in from step to step")
             trained = [p for p in candidates if any(p is site for site in sites)]

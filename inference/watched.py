@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 Space = MutableMapping[str, Any]
 _LIBRARIES = {"torch", "pyro", "numpy", "scipy", "sklearn", "pandas", "matplotlib", *sys.stdlib_module_names}
+_OURS = {"models", "guides", "inference"}  # whose functions name nothing that changes; what their objects hold may
 _FOLLOWED = (nn.Module, MethodType, FunctionType, partial)
 _GENERATORS = (torch.Generator, np.random.Generator, random.Random)
 _PLAIN = (numbers.Number, str, bytes, type(None), Enum)
@@ -151,7 +152,7 @@ def _parts(owner: Any, seen: set[int], depth: int = 0) -> Iterator[Any]:
     elif isinstance(owner, FunctionType):
         yield owner
         inside = [space.get(name) for space, name in _named(owner)]
-        inside = [each for each in inside if not (isinstance(each, FunctionType) and _of_library(each))]
+        inside = [each for each in inside if not (isinstance(each, FunctionType) and _is_settled(each))]
     elif isinstance(owner, list | tuple | dict):
         inside = _values(owner)
     elif hasattr(owner, "__dict__") and (depth == 0 or _is_somebodys(owner)):  # first of all, any objective
@@ -176,7 +177,7 @@ def _values(value: Any) -> list[Any]:
 
 def _methods(kind: type) -> list[FunctionType]:
     """The functions of a class that are somebody's own."""
-    own = [each for each in kind.__mro__ if not _of_library(each)]
+    own = [each for each in kind.__mro__ if not _is_settled(each)]
     return [function for each in own for function in vars(each).values() if isinstance(function, FunctionType)]
 
 
@@ -200,7 +201,7 @@ def _places(part: Any) -> Iterator[tuple[Space, str]]:
     own = [(vars(part), name) for name in list(vars(part))]
     named = _named(part) if isinstance(part, FunctionType) else []
     yield from (*named, *own)
-    if isinstance(part, FunctionType) and _of_library(part):
+    if isinstance(part, FunctionType) and _is_settled(part):
         return
     for space, name in named or [(space, name) for space, name in own if name[0] != "_"]:
         yield from _within(space, name, part)
@@ -229,6 +230,11 @@ def _settings(value: Any, part: Any) -> dict[Any, Any]:
     elif not (isinstance(value, _FOLLOWED) or _of_library(_class_of(value))):
         entries = {name: entry for name, entry in getattr(value, "__dict__", {}).items() if name[:2] != "__"}
     return entries if len(entries) <= MOST_NUMBERS else {}
+
+
+def _is_settled(what: FunctionType | type) -> bool:
+    """Whether the code of a function or class depends on nothing but what it is given."""
+    return _of_library(what) or what.__module__.partition(".")[0] in _OURS
 
 
 def _class_of(value: Any) -> type:
