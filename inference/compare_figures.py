@@ -54,7 +54,7 @@ def draw_comparison(records: Sequence[Mapping[str, Any]], folder: Path) -> Figur
 
 def _draw_rates(axes: Axes, records: Sequence[Mapping[str, Any]]) -> None:
     bars = (("test/kl", FAINT, -0.19), ("test/mutual_information", BLUE, 0.19))
-    top = max(max(row[key] or 0.0 for row in records) for key, *_ in bars)
+    lowest, top = (ends(ends(row[key] or 0.0 for row in records) for key, *_ in bars) for ends in (min, max))
     for key, tint, shift in bars:
         for place, row in enumerate(records):
             value, error = row[key], WHISKER * (row.get(f"{key}_stderr_over_seeds") or 0.0)
@@ -68,7 +68,7 @@ def _draw_rates(axes: Axes, records: Sequence[Mapping[str, Any]]) -> None:
                       color=INK)  # fmt: skip
     axes.set_yticks(range(len(records)), [_broken(row["kind"]) for row in records])
     axes.tick_params(axis="y", labelcolor=INK, labelsize=11)
-    axes.set_xlim(min(0.0, axes.get_xlim()[0]), 1.14 * max(axes.get_xlim()[1], 1e-3))
+    axes.set_xlim(min(0.0, lowest), 1.14 * max(axes.get_xlim()[1], 1e-3))
     heading(axes, "KL (grey) and I(x; z) (blue)")
     axis_labels(axes, "nats for each datum")
 
