@@ -98,7 +98,7 @@ class CompiledSVI(SVI):
         """
         plain = len(args) == 1 and not kw and isinstance(args[0], Tensor)
         leaves, spec = (list(args), _ONE_TENSOR) if plain else tree_flatten((args, kw))
-        with self._store():
+        with self.store():
             ready = self._find(leaves, spec) if self.why_eager is None else None
         if ready is not None:
             loss: Tensor | float = ready(ready.inputs_from(leaves), [ready.numbers(self.taken)])[0]
@@ -125,7 +125,7 @@ class CompiledSVI(SVI):
         for start in range(0, len(batches), at_once):
             some = batches[start : start + at_once]
             prepare = None if before is None else lambda i, start=start: before(start + i)
-            with self._store():
+            with self.store():
                 ready = self._find_several(some, prepare) if len(some) == at_once > 1 else None
             if ready is None:
                 losses.append(torch.stack([self._single(x, prepare, i) for i, x in enumerate(some)]))
@@ -178,7 +178,7 @@ class CompiledSVI(SVI):
             self._constants = constants([self.model, self.guide, self.objective])
         return self._constants
 
-    def _store(self) -> AbstractContextManager[Any]:
+    def store(self) -> AbstractContextManager[Any]:
         """Programs run with their parameters in their modules where the optimizer knows these, else as Pyro has it."""
         return in_modules() if isinstance(self.optim, SharedOptimizer) else nullcontext()
 

@@ -204,7 +204,7 @@ def loss_and_gradients(
         raise CannotCapture("no parameter has a gradient")
     inputs = inputs_from(leaves, floats, candidates[0])
     changed = None if others is None else [*tensors_of(leaves), *_as_tensors(others, candidates[0])]
-    with _same_store():
+    with svi.store(), _same_store():
         captured = capture(function, inputs, [svi.model, svi.guide, svi.objective], changed)
     if not have_state(svi.optim, reached):
         raise NotYet("parameters come in from step to step")
