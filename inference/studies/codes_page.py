@@ -137,7 +137,7 @@ def _usage_table(shown: Shown) -> Table:
                 "squared error": f"{row['mse']:.4f}",
                 "codes in use": f"{row['used']} of {shown.coded.codes}",
                 "perplexity": f"{row['perplexity']:.1f}",
-                "I(token; neighbour), nats": f"{row['adjacent_nats']:.3f} "
+                "I(token; neighbour), nats, at least": f"{row['adjacent_nats']:.3f} "
                 f"[{row['adjacent_low']:.3f}, {row['adjacent_high']:.3f}]"
                 if near
                 else "",
