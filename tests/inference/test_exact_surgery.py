@@ -102,7 +102,9 @@ class OneSided(PyroModule):
             pyro.sample("z", dist.Exponential(torch.ones(1)).to_event(1))
 
 
-def test_what_it_is_not_for_is_refused_and_then_estimated():
+@pytest.mark.parametrize("checks", [True, False])
+def test_what_it_is_not_for_is_refused_and_then_estimated(checks, monkeypatch):
+    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", checks)
     x = torch.randn(9, 3)
     wide, guide = pair(StandardNormal((3,)), x)
     with pytest.raises(StructureError, match="at most two real dimensions, not of 3"):
