@@ -1,8 +1,10 @@
 """Rows that stay in host memory or in a file: gathering them, reading them ahead, and what fits on a device."""
 
+import multiprocessing
 import os
+import sys
 from collections.abc import Iterator
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -71,7 +73,21 @@ def stream(rows: Rows, order: list[Tensor], device: torch.device, workers: int) 
         batch_size=None,
         num_workers=workers,
         pin_memory=device.type == "cuda",
+        worker_init_fn=_end_quietly,
         generator=torch.Generator(),  # its own: the loader would otherwise draw a seed from the global one
     )
     for part in loader:
         yield part.to(device, non_blocking=True)
+
+
+def _end_quietly(worker: int) -> None:
+    """Let a worker whose process was killed say nothing of the connection that broke off with it."""
+    parent, show = multiprocessing.parent_process(), sys.excepthook
+
+    def hook(*error: Any) -> None:
+        if parent is not None and isinstance(error[1], OSError | EOFError):
+            parent.join(1)  # its connections close a moment before it has ended
+        if parent is None or parent.is_alive():
+            show(*error)
+
+    sys.excepthook = hook
