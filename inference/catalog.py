@@ -41,7 +41,7 @@ from models.autoregressive_prior import AR1Prior
 from models.codebook import Codebook
 from models.conditional_vae import ConditionalModel, given_entries
 from models.discrete import UniformBits, uniform_one_hots
-from models.dvae import OneHotPrior, SoftEmbedding, check_grid
+from models.dvae import OneHotPrior, SoftEmbedding
 from models.families import FamilyPrior
 from models.gmm import GaussianMixture
 from models.hierarchical import TwoLayerModel
@@ -60,7 +60,7 @@ from models.ppca import PPCA
 from models.tabular import TabularVAE
 from models.tokens import MarkovTable, PositionTable
 from models.transformer import CausalTransformer
-from models.vq import CodePrior, UniformTokens
+from models.vq import CodePrior, UniformTokens, check_grid
 
 Factory = Callable[..., Any]
 
@@ -124,7 +124,7 @@ def vq(
     restart_below: float = 0.0,
 ) -> LatentVariableModel:
     """A grid of codes from one codebook (van den Oord et al. 2017), its prior by tokens=...; with guide=quantized."""
-    height, width = grid
+    height, width = check_grid(grid)
     codebook = Codebook(codes, code_dim, ema, decay, restart_below)
     prior = CodePrior(codebook, (height, width), tokens((height, width), codes))
     return LatentVariableModel(prior, likelihood(event_shape, (code_dim, height, width)))

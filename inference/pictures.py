@@ -105,14 +105,18 @@ def _components(setup: Setup, x: Tensor) -> tuple[np.ndarray, np.ndarray] | None
 
 
 def _between(model: Program, codes: dict[str, Tensor], x: Tensor) -> np.ndarray:
-    """What codes on the way from one datum's to another's are read as, ``(pairs, STEPS, T)``."""
+    """What codes on the way from one datum's to another's are read as, ``(pairs, STEPS, T)``.
+
+    Numbers of states have nothing in between: half-way, one gives way to the other.
+    """
     pairs = min(PAIRS, x.shape[0] // 2)
     way = torch.linspace(0, 1, STEPS, dtype=x.dtype, device=x.device)
     ends = {name: (z[:pairs].unsqueeze(1), z[pairs : 2 * pairs].unsqueeze(1)) for name, z in codes.items()}
     path = {}
     for name, (first, second) in ends.items():
         weight = way.reshape(1, STEPS, *[1] * (first.dim() - 2))
-        path[name] = torch.lerp(first, second, weight).flatten(0, 1)  # (pairs, STEPS, *event) -> (pairs STEPS, *event)
+        steps = torch.lerp(first, second, weight) if first.is_floating_point() else first.where(weight < 0.5, second)
+        path[name] = steps.flatten(0, 1)  # (pairs, STEPS, *event) -> (pairs STEPS, *event)
     read = shown_of(decode(model, path, x[:1].expand(pairs * STEPS, *x.shape[1:])))
     return _numpy(read).reshape(pairs, STEPS, *x.shape[1:])
 

@@ -4,7 +4,6 @@ The latent site holds one-hot vectors, or in training the relaxed ones of guide=
 mixture of code vectors, z = sum_k c_k e_k, so that a gradient flows to the weights and to the vectors alike.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -103,10 +102,3 @@ class SoftEmbedding(Conditional):
 
     def forward(self, *context: Tensor) -> dist.Distribution:
         return self.likelihood(*(self.embed(weights) for weights in context))
-
-
-def check_grid(grid: Sequence[int]) -> tuple[int, int]:
-    """Height and width of a grid of codes."""
-    if len(grid) != 2 or min(grid) < 1:
-        raise ValueError(f"a grid of codes has a height and a width: accepted: (H, W), got {tuple(grid)}")
-    return grid[0], grid[1]

@@ -149,9 +149,7 @@ class CodePrior(Conditional):
     """
 
     def __init__(self, codebook: Codebook, grid: Sequence[int], tokens: Conditional | None = None) -> None:
-        if len(grid) != 2 or min(grid) < 1:
-            raise ValueError(f"a grid of codes has a height and a width: accepted: (H, W), got {tuple(grid)}")
-        super().__init__((codebook.dim, *grid))
+        super().__init__((codebook.dim, *check_grid(grid)))
         self.codebook = codebook
         self.tokens = UniformTokens(grid, codebook.size) if tokens is None else tokens
         if self.tokens.event_shape != torch.Size(grid):
@@ -159,3 +157,10 @@ class CodePrior(Conditional):
 
     def forward(self, *context: Tensor) -> dist.Distribution:
         return CodeGrid(self.tokens(*context), self.codebook)
+
+
+def check_grid(grid: Sequence[int]) -> tuple[int, int]:
+    """Height and width of a grid of codes."""
+    if len(grid) != 2 or min(grid) < 1:
+        raise ValueError(f"a grid of codes has a height and a width: accepted: (H, W), got {tuple(grid)}")
+    return grid[0], grid[1]

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from models.codebook import Codebook
 from models.conditional import Conditional
-from models.vq import CodePrior
+from models.vq import CodePrior, check_grid
 
 
 class LevelledCodes(PyroModule):
@@ -88,7 +88,7 @@ def vq_levels(
     """Levels of codes, each half as fine as the one below (Razavi et al. 2019); with guide=quantized_levels."""
     if levels < 1:
         raise ValueError(f"levels must be at least 1, got {levels}")
-    grids = [tuple(grid)]
+    grids = [check_grid(grid)]
     while len(grids) < levels:
         grids.append(((grids[-1][0] + 1) // 2, (grids[-1][1] + 1) // 2))
     priors = []

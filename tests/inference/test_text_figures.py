@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from inference import pictures
 from inference.assemble import assemble
 from inference.config import load
 from inference.console import Quiet
@@ -67,6 +68,27 @@ def test_the_gallery_of_lines(toy, tmp_path):
     assert names[:3] == ["reconstructions", "samples", "interpolations"]
     again = gallery(setup)
     assert np.array_equal(made.samples, again.samples)
+
+
+def test_between_two_clusters_there_is_nothing(toy):
+    """Site c is a number: the line half-way is read off one cluster or the other, and codes z go straight."""
+    clusters = ["model=gmm_vae", "guide=clustering", "objective=trace_enum", "model.components=3"]
+    setup = assemble(load([*words_for(toy), *clusters]))
+    seen = []
+    decode = pictures.decode
+
+    def listening(model, latents, like):
+        seen.append(latents)
+        return decode(model, latents, like)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "decode", listening)
+        assert gallery(setup).between.shape == (3, 7, 10)
+    ends, path = seen[0], seen[-1]  # of the reconstructions, whose first six are the pairs' ends; of the lines between
+    c, z = (path[name].unflatten(0, (3, 7)) for name in ("c", "z"))
+    first, second = ends["c"][:3], ends["c"][3:6]
+    assert torch.equal(c, torch.stack([first] * 3 + [second] * 4, dim=1))
+    assert torch.allclose(z[:, 3], (ends["z"][:3] + ends["z"][3:6]) / 2)
 
 
 def test_images_drawn_pixel_by_pixel_are_called_draws(tmp_path):

@@ -16,14 +16,14 @@ from inference.engine import SVI, SharedOptimizer
 from inference.objectives import ELBO
 from inference.particles import StructureError, generate, particles, validation
 from models.discrete import UniformOneHots
-from models.dvae import OneHotPrior, SoftEmbedding, check_grid
+from models.dvae import OneHotPrior, SoftEmbedding
 from models.latent import LatentVariableModel
 from models.likelihoods import FixedGaussian
 from models.local_nets import LocalEncoder
 from models.nets import Linear
 from models.tokens import MarkovTable, PositionTable
 from models.transformer import CausalTransformer
-from models.vq import UniformTokens
+from models.vq import UniformTokens, check_grid
 
 WORDS = ["model=dvae", "guide=concrete", "encoder=local", "decoder=local", "device=cpu"]
 SMALL = ["model.codes=8", "model.code_dim=4", "encoder.channels=4", "decoder.channels=4"]

@@ -16,7 +16,9 @@ from torch import nn
 from guides.amortized import Amortized
 from guides.gaussian import DiagonalNormal
 from guides.quantized import Quantized
+from inference.assemble import assemble
 from inference.codes import code_usage, encode_tokens, fit_tokens, token_nll
+from inference.config import ConfigError, load
 from inference.diagnostics import elbo_terms, surgery
 from inference.engine import SVI as FastSVI
 from inference.engine import SharedOptimizer
@@ -429,6 +431,8 @@ def test_other_guides_and_models_are_refused():
         VectorQuantization(commitment=-1.0)
     with pytest.raises(ValueError, match=r"\(H, W\)"):
         CodePrior(Codebook(3, 2), (4,))
+    with pytest.raises(ConfigError, match=r"model=vq: .*accepted: \(H, W\), got \(4,\)"):
+        assemble(load(["model=vq", "guide=quantized", "model.grid=[4]"]))
 
 
 @pytest.mark.parametrize("particles_", [1, 3])

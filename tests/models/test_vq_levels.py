@@ -118,6 +118,9 @@ def test_misfits_are_refused():
         assemble(load([*WORDS, "model=vq", "guide=quantized_levels"]))
     with pytest.raises(ConfigError, match="levels must be at least 1"):
         assemble(load([*WORDS, "model.levels=0"]))
+    for grid in ("[4]", "[4,4,4]", "[-1]", "[0,4]"):
+        with pytest.raises(ConfigError, match=r"accepted: \(H, W\)"):
+            assemble(load([*WORDS, f"model.grid={grid}"]))
     with pytest.raises(ValueError, match="the levels together are"):
         LevelledCodes([CodePrior(Codebook(2, 3), (2, 2))], FixedGaussian((1, 4, 4), (4, 2, 2), MLP))
 
