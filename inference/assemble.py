@@ -148,7 +148,8 @@ def find_device(name: str) -> torch.device:
 
 
 def _check_sizes(config: Config) -> None:
-    for group, name in (("model", "latent_dim"), ("objective", "particles")):
+    sizes = [("model", name) for name in ("latent_dim", "top_dim", "code_dim")]
+    for group, name in (*sizes, ("objective", "particles")):
         value = config.values[group].get(name, 1) if not OmegaConf.is_missing(config.values[group], name) else 1
         if isinstance(value, int) and value < 1:
             raise ConfigError(f"{group}.{name}: {value} is below 1")

@@ -299,6 +299,11 @@ def variational_em(
             f"its E steps move the guide's parameters, and guide={setup.config.words['guide']} has none; take a guide "
             "that learns, or inference=em"
         )
+    if not hasattr(objective, "differentiable_loss"):
+        raise ValueError(
+            f"it climbs the bound itself, with a line search, and objective={setup.config.words['objective']} has its "
+            "gradient alone; use objective=trace_elbo or elbo"
+        )
     programs = [p for p in (setup.model, guide, objective) if isinstance(p, nn.Module)]
     if any(callable(getattr(part, "at", None)) for program in programs for part in program.modules()):
         raise ValueError("it climbs one bound from beginning to end; leave out what is annealed")

@@ -1,5 +1,6 @@
 """Vector quantization: a codebook, the straight-through gradient, and the losses between codes and inputs."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -68,8 +69,8 @@ class Codebook(nn.Module):
             raise ValueError(f"a codebook has at least 2 codes of at least 1 number, got {size} codes of {dim}")
         if not 0 <= decay < 1:
             raise ValueError(f"decay must lie in [0, 1), got {decay}")
-        if restart_below < 0:
-            raise ValueError(f"restart_below must be 0 or above, got {restart_below}")
+        if not 0 <= restart_below < math.inf:
+            raise ValueError(f"restart_below must be 0 or above and finite, got {restart_below}")
         self.ema, self.decay, self.restart_below = ema, decay, restart_below
         start = torch.empty(size, dim).uniform_(-1 / size, 1 / size)
         if ema:

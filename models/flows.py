@@ -15,11 +15,15 @@ import torch
 from pyro.distributions import ConditionalTransformModule, constraints
 from torch import Tensor, nn
 from torch.distributions import Transform
-from zuko.flows.autoregressive import MaskedAutoregressiveTransform
-from zuko.flows.coupling import GeneralCouplingTransform
-from zuko.transforms import AutoregressiveTransform, CouplingTransform, MonotonicRQSTransform
 
 from models.invertible import InvertiblePlanar, SylvesterTransform, identity_shift, upper_triangle
+from models.zuko_maps import (
+    AutoregressiveTransform,
+    CouplingTransform,
+    GeneralCouplingTransform,
+    MaskedAutoregressiveTransform,
+    MonotonicRQSTransform,
+)
 
 
 class Flow(dist.TorchDistribution):

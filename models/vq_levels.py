@@ -90,6 +90,8 @@ def vq_levels(
         raise ValueError(f"levels must be at least 1, got {levels}")
     grids = [check_grid(grid)]
     while len(grids) < levels:
+        if grids[-1] == (1, 1):
+            raise ValueError(f"levels: a grid {grids[0]} halves down to one code; accepted: 1 to {len(grids)}")
         grids.append(((grids[-1][0] + 1) // 2, (grids[-1][1] + 1) // 2))
     priors = []
     for shape, above in zip(grids, [*grids[1:], None], strict=True):

@@ -88,6 +88,7 @@ OPTIONS = {  # bad arguments, and what the message has to name
     "data.binarization=dynamc": "data.binarization='dynamc'; accepted: dynamic, static, none",
     "model.latent_dim=0": "model.latent_dim: 0; below 1",
     "model.latent_dim=-2": "model.latent_dim: -2; below 1",
+    "model=two_layer guide=bottom_up model.top_dim=0": "model.top_dim: 0; below 1",
     "encoder.hidden=5": "encoder.hidden=5; encoder.hidden=[5]",
     "encoder.hidden=[0]": "encoder=mlp; hidden must be positive",
     "decoder.hidden=[a]": "decoder.hidden=['a']; Integer",

@@ -126,6 +126,7 @@ REFUSED = {
     "model=gmm inference=em inference.iterations=0": "inference.iterations must be at least 1",
     "model=gmm inference=variational_em guide=enumerated_exact objective=trace_enum": "guide=enumerated_exact has none",
     "inference=variational_em inference.e_steps=0": "inference.e_steps must be at least 1",
+    "inference=variational_em objective=trace_graph": "objective=trace_graph has its gradient alone; use .*trace_elbo",
     "inference=variational_em objective=annealed": "climbs one bound",
     "inference=hmc": "inference=hmc is not known; accepted: .*em, svi, variational_em",
 }

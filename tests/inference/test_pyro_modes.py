@@ -31,10 +31,19 @@ def stock():
     losses = [svi.step(x) for _ in range(5)]
     return losses, sorted(pyro.get_param_store().keys())
 
-before, settings = stock(), pyro.settings.get()
+def refused():
+    try:
+        dist.Normal(0.0, -1.0)
+    except ValueError as error:
+        return "scale" in str(error)
+
+before, settings = (stock(), refused()), pyro.settings.get()
+assert refused(), "Pyro refuses a negative scale"
 import models, guides, inference.objectives, inference.engine
-assert stock() == before, "a stock script"
+import models.flows, inference.catalog, inference.assemble, inference.experiment, inference.studies
+assert (stock(), refused()) == before, "a stock script"
 assert pyro.settings.get() == settings, "settings"
+before = before[0]
 assert len(before[1]) == 3
 """
 

@@ -1,5 +1,7 @@
 """Codebook, straight-through gradient and quantization losses, by hand, by brute force and by scikit-learn."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -199,7 +201,9 @@ def test_dead_codes_restart_on_inputs(ema):
 
 
 @pytest.mark.parametrize(
-    "options", [{"size": 1}, {"dim": 0}, {"decay": 1.0}, {"restart_below": -1.0}], ids=lambda o: next(iter(o))
+    "options",
+    [{"size": 1}, {"dim": 0}, {"decay": 1.0}, {"restart_below": -1.0}, {"restart_below": math.nan}],
+    ids=lambda o: "_".join(map(str, *o.items())),
 )
 def test_bad_options_are_refused(options):
     with pytest.raises(ValueError, match="got"):

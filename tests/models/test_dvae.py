@@ -125,6 +125,7 @@ def test_evaluation_is_of_one_hot_codes():
         (["model.grid=[0,2]"], r"accepted: \(H, W\)"),
         (["guide=bits"], "draws bits.*accepted: prior=bits"),
         (["model.codes=1"], "2"),
+        (["model.code_dim=0"], "model.code_dim: 0 is below 1"),
     ],
 )
 def test_parts_that_do_not_fit(words, message):

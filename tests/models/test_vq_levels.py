@@ -118,6 +118,8 @@ def test_misfits_are_refused():
         assemble(load([*WORDS, "model=vq", "guide=quantized_levels"]))
     with pytest.raises(ConfigError, match="levels must be at least 1"):
         assemble(load([*WORDS, "model.levels=0"]))
+    with pytest.raises(ConfigError, match="accepted: 1 to 3"):
+        assemble(load([*WORDS, "model.levels=4", "model.grid=[3,4]"]))  # 3x4, 2x2, 1x1
     for grid in ("[4]", "[4,4,4]", "[-1]", "[0,4]"):
         with pytest.raises(ConfigError, match=r"accepted: \(H, W\)"):
             assemble(load([*WORDS, f"model.grid={grid}"]))
