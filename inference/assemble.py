@@ -190,7 +190,8 @@ def _model(config: Config, dataset: Dataset) -> nn.Module:
     own = [group for group in parts if group in config.asked and not _takes(factory, group)]
     if own:
         raise ConfigError(
-            f"model={config.words['model']} has {', '.join(own)} of its own or none: leave out {own[0]}=..."
+            f"model={config.words['model']} has {', '.join(own)} of its own or none: leave out "
+            + " and ".join(f"{group}=..." for group in own)
         )
     levels, decoder = dataset.observed_levels, _net(config, "decoder")
     return _build(
@@ -221,7 +222,8 @@ def _guide(config: Config, dataset: Dataset, model: nn.Module) -> nn.Module:
         )
     if "encoder" in config.asked and not _takes(config.factory("guide"), "net"):
         raise ConfigError(f"guide={word} has no encoder: leave out encoder=...")
-    if not hasattr(model, "prior") and _needs(config.factory("guide"), "event_shape"):
+    one_latent = hasattr(model, "prior") and not hasattr(model, "guides")
+    if not one_latent and not _made_for(word, model) and _needs(config.factory("guide"), "event_shape"):
         chosen = "" if "guide" in config.asked else ", the default,"
         raise ConfigError(
             f"guide={word}{chosen} infers one latent z that is continuous, and model={config.words['model']} has "
@@ -240,8 +242,15 @@ def _guide(config: Config, dataset: Dataset, model: nn.Module) -> nn.Module:
     return Amortized(core) if isinstance(core, Conditional) else core
 
 
-def _guides_of(model: nn.Module, inference: str) -> str:
-    """The words that a model without a prior part is trained with."""
+def _made_for(word: str, model: Any) -> bool:
+    """Whether a model names the guide among those made for it; one by import path may be."""
+    return hasattr(model, "guides") and (word in model.guides or word not in CATALOG["guide"])
+
+
+def _guides_of(model: Any, inference: str) -> str:
+    """The words that a model with other latents than one continuous z is trained with."""
+    if hasattr(model, "guides"):
+        return f"guide={' or '.join(model.guides)}"
     if not hasattr(model, "num_states"):
         return "a guide made for that model"
     if getattr(model, "num_steps", 1) == 1:

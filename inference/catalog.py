@@ -338,8 +338,9 @@ DEFAULTS: dict[str, str] = {
     "decoder": "mlp",
     "optimizer": "adam",
 }  # the likelihood's default is the data's
+SUMMED = ("enumerated", "enumerated_exact", "enumerated_hard", "enumerated_uniform", "summed_out", "clustering")
 OBJECTIVES = {  # the objective's default is the guide's, where one guide has an objective that goes with it alone
-    **{"quantized": "vq", "quantized_levels": "vq", "concrete": "elbo"},
+    **{"quantized": "vq", "quantized_levels": "vq", "concrete": "elbo", **dict.fromkeys(SUMMED, "trace_enum")},
     **dict.fromkeys(("straight_through", "straight_through_mean"), "trace_mean_field"),
 }
 

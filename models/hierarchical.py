@@ -1,5 +1,7 @@
 """Two layers of latents."""
 
+from typing import ClassVar
+
 import pyro
 import torch
 from pyro.nn import PyroModule
@@ -20,6 +22,8 @@ class TwoLayerModel(PyroModule):
         likelihood: p(x|z1); with a skip connection p(x|z1, z2), whose context is z1 followed by z2.
         skip: whether the likelihood reads z2 as well.
     """
+
+    guides: ClassVar[tuple[str, ...]] = ("bottom_up", "top_down", "ladder")  # the words of those made for it
 
     def __init__(self, top: Conditional, middle: Conditional, likelihood: Conditional, skip: bool = False) -> None:
         super().__init__()

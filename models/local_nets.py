@@ -106,7 +106,8 @@ def halvings(large: Sequence[int], small: Sequence[int], owner: str) -> list[tup
     """
     if len(large) != 3 or len(small) != 3:
         raise ValueError(
-            f"{owner} goes between images (channels, height, width), got {tuple(large)} and {tuple(small)}"
+            f"{owner} goes between images (channels, height, width), as of model=vq and dvae, got {tuple(large)} and "
+            f"{tuple(small)}; accepted for others: mlp, gated, conv or linear"
         )
     sizes = [(large[1], large[2])]
     while sizes[-1] != (1, 1):

@@ -1,5 +1,7 @@
 """A variational autoencoder whose prior is a mixture, its component a latent of its own."""
 
+from typing import ClassVar
+
 import pyro
 import pyro.distributions as dist
 from pyro.nn import PyroModule
@@ -19,6 +21,8 @@ class MixtureVAE(PyroModule):
         prior: p(z), of whose components c is the number.
         likelihood: p(x|z).
     """
+
+    guides: ClassVar[tuple[str, ...]] = ("clustering",)  # the words of those made for it
 
     def __init__(self, prior: MixturePrior, likelihood: Conditional) -> None:
         super().__init__()

@@ -181,7 +181,10 @@ class LineLikelihood(Conditional):
     def __init__(self, event_shape: Sequence[int], context_shape: Sequence[int], levels: int) -> None:
         super().__init__(event_shape, context_shape)
         if len(self.event_shape) != 1:
-            raise ValueError(f"it scores lines of tokens: accepted: event_shape (T,), got {tuple(event_shape)}")
+            raise ValueError(
+                f"it scores lines of tokens, as of data=shakespeare and data=lines: accepted: event_shape (T,), got "
+                f"{tuple(event_shape)}"
+            )
         self.levels = levels
 
     @property

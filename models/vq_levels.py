@@ -1,7 +1,7 @@
 """Several levels of codes, coarse ones above fine ones: the VQ-VAE-2 (Razavi, van den Oord and Vinyals 2019)."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro
 import torch
@@ -25,6 +25,8 @@ class LevelledCodes(PyroModule):
         priors: of each level, the finest first; a level's tokens may read the numbers of the grid above it.
         likelihood: p(x|z); its context is ``(D_1 + ... + D_L, H_1, W_1)``.
     """
+
+    guides: ClassVar[tuple[str, ...]] = ("quantized_levels",)  # the words of those made for it
 
     def __init__(self, priors: Sequence[CodePrior], likelihood: Conditional) -> None:
         super().__init__()

@@ -131,7 +131,12 @@ OPTIONS = {  # bad arguments, and what the message has to name
     "data=iris likelihood=gaussian likelihood.scale=0": "likelihood=gaussian; scale; positive",
     "guide=exact": "guide=exact; closed-form posterior; model=ppca",
     "model=ppca data=iris prior=normal": "model=ppca; leave out prior",
-    "model=ppca data=iris decoder=mlp": "model=ppca; leave out decoder",
+    "model=ppca data=iris decoder=mlp prior=vamp": "model=ppca; leave out prior=... and decoder=...",
+    "model=two_layer": "guide=diagonal, the default; accepted: guide=bottom_up or top_down or ladder",
+    "model=vq_levels": "guide=diagonal, the default; accepted: guide=quantized_levels",
+    "model=gmm_vae guide=bits": "guide=bits; accepted: guide=clustering",
+    "encoder=local decoder.hidden=[4]": "encoder=local; accepted for others: mlp, gated, conv or linear",
+    "likelihood=lstm": "likelihood=lstm; data=shakespeare",
     "guide=unconditional encoder=mlp": "guide=unconditional; leave out encoder",
     **{
         f"data={data} model={model} inference=variational_em": "guide=diagonal, the default; "
