@@ -135,7 +135,6 @@ OPTIONS = {  # bad arguments, and what the message has to name
     "model=two_layer": "guide=diagonal, the default; accepted: guide=bottom_up or top_down or ladder",
     "model=vq_levels": "guide=diagonal, the default; accepted: guide=quantized_levels",
     "model=gmm_vae guide=bits": "guide=bits; accepted: guide=clustering",
-    "encoder=local decoder.hidden=[4]": "encoder=local; accepted for others: mlp, gated, conv or linear",
     "likelihood=lstm": "likelihood=lstm; data=shakespeare",
     "guide=unconditional encoder=mlp": "guide=unconditional; leave out encoder",
     **{
