@@ -55,6 +55,7 @@ def run_study(arguments: Sequence[str], console: Console) -> Path:
     own, rest = split_arguments(arguments[1:], ("run.dir",))
     options = [argument for argument in rest if argument.startswith("study.")]
     settings = settings_from(settings_class, "study", options)
+    _check_seeds(getattr(settings, "seeds", None), rest)
     folder = Path(own.get("run.dir") or f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}-{arguments[0]}")
     command = f"python run.py study {shlex.join(a for a in arguments if not a.startswith('run.dir='))}"
     try:
@@ -64,3 +65,13 @@ def run_study(arguments: Sequence[str], console: Console) -> Path:
         raise Interrupted(stop.signum, stop.what or again) from None
     console.say(f"report    {page}")
     return page
+
+
+def _check_seeds(seeds: Sequence[int] | None, arguments: Sequence[str]) -> None:
+    """A study with seeds of its own gives each run one of them, and each counts once."""
+    if seeds is None:
+        return
+    if given := [argument for argument in arguments if argument.startswith("seed=")]:
+        raise ConfigError(f"{given[0]}: this study gives its runs their seeds; accepted: study.seeds=[...]")
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"study.seeds: {list(seeds)} has one of them twice, which would count as two runs")

@@ -10,9 +10,9 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
-from inference.assemble import Setup
+from inference.assemble import Setup, assemble, start_from_data
 from inference.codes import is_certain
-from inference.config import ConfigError
+from inference.config import ConfigError, load
 from inference.console import Console
 from inference.diagnostics import posterior_means
 from inference.evaluate import evaluating, held_out
@@ -21,7 +21,7 @@ from inference.grid import Point, run_grid
 from inference.particles import decode, generate, particles
 from inference.sample_quality import Yardstick, energy_test, normal_kl, sharpness
 from inference.studies.autoencoder_figures import Seen, draw_codes, draw_images, draw_mismatch
-from inference.studies.linear import density_as_noise_vanishes
+from inference.studies.linear import density_as_noise_vanishes, directions
 from inference.study import Section, words_with_error, write_study
 from inference.table import Table, over_seeds
 
@@ -68,7 +68,7 @@ class AutoencoderSettings:
 
     Args:
         models: words of this study (autoencoder, beta_tenth, vae, beta_4, vamp, realnvp) or any run.py words; the first
-            two that are named are drawn side by side.
+            is drawn beside vae, or beside the second.
         seeds: of the runs of each.
         scale: standard deviation of the noise of the default likelihood.
         samples: drawn from each model; halves are compared with as many held-out data.
@@ -93,6 +93,7 @@ def autoencoder(
     if settings.samples < 20:
         raise ConfigError(f"study.samples: {settings.samples} is below 20, too few to compare")
     points = _points(arguments, settings)
+    _check_parts(points)
     _, results = run_grid(points, folder / "runs", console, settings.jobs, run_dir=folder)
     if failed := [result for result in results if result.get("error")]:
         raise ConfigError(f"{failed[0]['run']} failed: {failed[0]['error']}")
@@ -111,14 +112,39 @@ def autoencoder(
             seen.setdefault(name, arrays)
             progress(done, len(points))
     table = over_seeds(results, ["kind", "seed"], tuple(MEASURED))
-    linear = density_as_noise_vanishes(torch.as_tensor(data.train), 8, settings.noises)
-    sections = _sections(table, seen, data, linear, folder / "figures")
+    train = torch.as_tensor(data.train)
+    latent_dim = min(next(iter(seen.values())).codes.shape[1], directions(train) - 1)  # some noise has to be left
+    linear = density_as_noise_vanishes(train, latent_dim, settings.noises) if latent_dim > 0 else []
+    sections = _sections(table, seen, data, (latent_dim, linear), folder / "figures")
     return write_study(folder, "Autoencoder against VAE", _intro(results, settings), sections, table, command)
 
 
+def _check_parts(points: Sequence[Point]) -> None:
+    """Refuse what cannot be compared: models of several latents, and likelihoods that know no mean."""
+    for point in {point.labels["kind"]: point for point in points}.values():
+        setup = assemble(load(point.arguments))
+        start_from_data(setup)
+        with evaluating(setup.model, setup.guide, seed=0):
+            latents, p_x, _ = generate(setup.model, setup.source("test").fixed(torch.arange(1)))
+        if len(latents) != 1:
+            raise ConfigError(
+                f"{point.labels['kind']}: the study compares one latent with its prior; model="
+                f"{setup.config.words['model']} has {', '.join(latents)}"
+            )
+        try:
+            p_x.mean  # noqa: B018  (asked for what it raises)
+        except NotImplementedError:
+            raise ConfigError(
+                f"{point.labels['kind']}: the study compares means, and likelihood={setup.config.words['likelihood']} "
+                "knows none; accepted: one of independent entries, such as gaussian or bernoulli"
+            ) from None
+
+
 def _points(arguments: Sequence[str], settings: AutoencoderSettings) -> list[Point]:
-    base = dict(BUDGET)
     given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    if any(key.partition(".")[0] == "objective" for key in given):
+        raise ConfigError("each of study.models has an objective of its own: leave out objective=... and its options")
+    base = {key: value for key, value in BUDGET.items() if key.partition(".")[0] not in given}  # options of other parts
     if "trainer.epochs" in given:
         del base["trainer.steps"]
     if "data" not in given:
@@ -219,7 +245,7 @@ def _sharpness(images: Tensor) -> float | None:
 
 
 def _sections(
-    table: Table, seen: dict[str, Seen], data: Data, linear: list[dict[str, float]], figures: Path
+    table: Table, seen: dict[str, Seen], data: Data, linear: tuple[int, list[dict[str, float]]], figures: Path
 ) -> list[Section]:
     pair = dict(list(seen.items())[:1] + [item for item in list(seen.items())[1:] if item[0] == "vae"])
     if len(pair) < 2:
@@ -228,11 +254,13 @@ def _sections(
     density, latent = ("nll", "mutual_information", "marginal_kl"), ("code_kl", "halfway_nll", "accuracy")
     blur = ("marginal_kl", "sample_nll", "reconstruction_nll", "sample_sharpness", "reconstruction_sharpness")
     images = [draw_images(pair, figures)] if len(data.shape) == 3 else []
+    codes = [draw_codes(pair, figures)] if all(one.codes.shape[1] > 1 for one in pair.values()) else []
+    noise = [Section("Without noise there is no density", _about_noise(linear[0]), _noise_table(linear[1]))]
     return [
         Section("Can it generate?", _about_generation(data), _shown(table, generation), images),
         Section("Has it a density?", _about_density(), _shown(table, density)),
-        Section("Without noise there is no density", _about_noise(), _noise_table(linear)),
-        Section("What is its latent space?", _about_latents(), _shown(table, latent), [draw_codes(pair, figures)]),
+        *(noise if linear[1] else []),
+        Section("What is its latent space?", _about_latents(), _shown(table, latent), codes),
         Section("Blur and the mismatch of prior and codes", _about_blur(data), _shown(table, blur),
                 [draw_mismatch(table.records(), figures)]),
     ]  # fmt: skip
@@ -290,10 +318,11 @@ def _about_density() -> list[str]:
     ]
 
 
-def _about_noise() -> list[str]:
+def _about_noise(latent_dim: int) -> list[str]:
     return [
-        "Nor would a deterministic decoder x = G(z) have a density. Probabilistic PCA with eight latents, fitted, its "
-        "noise then taken away: data off its plane become impossible and points on it infinitely dense."
+        f"Nor would a deterministic decoder x = G(z) have a density. Probabilistic PCA with as many latents "
+        f"({latent_dim}), fitted, its noise then taken away: data off its plane become impossible and points on it "
+        "infinitely dense."
     ]
 
 
@@ -305,10 +334,10 @@ def _about_latents() -> list[str]:
 
 
 def _about_blur(data: Data) -> list[str]:
-    words = "held-out data have sharpness " + f"{sharpness(data.test.reshape(-1, *data.shape)):.3f}"
+    images = data.test.reshape(-1, *data.shape)
     return [
         "Are samples blurred because codes and prior differ? The marginal KL is that difference, KL(q(z) ‖ p(z)). It "
         "is reported beside the quality of samples and, as a control, of reconstructions, which need no prior: blur "
         "that reconstructions share is the likelihood’s and not the prior’s"
-        + (f" ({words})." if len(data.shape) == 3 else ".")
+        + (f" (held-out data have sharpness {sharpness(images):.3f})." if len(data.shape) == 3 else ".")
     ]

@@ -59,8 +59,8 @@ def draw_images(pair: Mapping[str, Seen], folder: Path) -> Figure:
     path = folder / "images.png"
     save(figure, path)
     caption = (
-        "Held-out data, their reconstructions, and what codes drawn from the prior decode to. The autoencoder’s "
-        "samples are not of the data’s kind."
+        "Held-out data, their reconstructions, and what codes drawn from the prior decode to."
+        + " The autoencoder was never told of the prior." * ("autoencoder" in pair)
     )
     return Figure("images", "Reconstructions and samples", caption, path)
 
@@ -92,8 +92,8 @@ def draw_codes(pair: Mapping[str, Seen], folder: Path) -> Figure:
     save(figure, path)
     caption = (
         "Codes of held-out data, coloured by label where there is one; the red ellipses hold 50 % and 90 % of the "
-        "prior as seen from the same side. The VAE’s codes fill them; the autoencoder’s have a place and a scale of "
-        "their own, and codes drawn from the prior are not among them."
+        "prior as seen from the same side. A VAE’s codes are to fill them; an autoencoder’s have a place and a scale "
+        "of their own, and codes drawn from the prior need not be among them."
     )
     return Figure("codes", "Two latent spaces", caption, path)
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from inference.checkpoint import write_atomically
 from inference.config import ConfigError
 from inference.console import Console
@@ -22,7 +24,7 @@ from inference.studies.collapse_figures import (
     draw_side_by_side,
     draw_transition,
 )
-from inference.studies.linear import flat_training_data, staircase, transition
+from inference.studies.linear import check_linear, flat_training_data, named, staircase, transition
 from inference.studies.remedies import DECODERS, REMEDIES, combined, words_of
 from inference.study import Section, words_with_error, write_study
 from inference.table import Table, over_seeds
@@ -87,10 +89,9 @@ class CollapseSettings:
 
 def collapse(arguments: list[str], settings: CollapseSettings, folder: Path, console: Console, command: str) -> Path:
     """KL, information, active units and fit over weights of the KL, capacities of the decoder, and remedies."""
-    for name in ("betas", "decoders", "remedies", "seeds"):
-        if not getattr(settings, name):
-            raise ConfigError(f"study.{name} needs at least one entry")
+    _check(settings)
     points = _points(arguments, settings)
+    x = flat_training_data(points[0].arguments) if settings.linear_betas else None  # says now whether there are any
     runs = folder / "runs"
     _, results = run_grid(points, runs, console, settings.jobs, run_dir=folder)
     if failed := [result for result in results if result.get("error")]:
@@ -102,9 +103,19 @@ def collapse(arguments: list[str], settings: CollapseSettings, folder: Path, con
     curves = {result["run"]: _tracked(read_rows(runs / result["run"] / "metrics.jsonl")) for result in results}
     write_atomically(folder / "curves.csv", _curves_csv(results, curves))
     table = over_seeds(results, ["beta", "decoder", "remedy", "seed"], MEASURED)
-    linear, stairs = _linear(arguments, settings, console)
+    linear, stairs = _linear(x, settings, console)
     sections = _sections(table, results, curves, (linear, stairs), settings, folder)
     return write_study(folder, "Posterior collapse", _intro(results, settings), sections, table, command)
+
+
+def _check(settings: CollapseSettings) -> None:
+    for name in ("betas", "decoders", "remedies", "seeds"):
+        if not getattr(settings, name):
+            raise ConfigError(f"study.{name} needs at least one entry")
+    if not all(0 <= beta < math.inf for beta in settings.betas):
+        raise ConfigError(f"study.betas: {settings.betas} are weights of the KL: accepted: 0 or above, and finite")
+    if settings.linear_betas:
+        check_linear("study.linear_betas", settings.linear_betas, settings.linear_dim, settings.linear_scale)
 
 
 # --- the runs ----------------------------------------------------------------------------------------------------
@@ -125,15 +136,31 @@ def _point(arguments: Sequence[str], beta: float, decoder: str, remedy: str, see
     words = dict(BUDGET)
     if any(argument.startswith("trainer.epochs=") for argument in arguments):
         del words["trainer.steps"]
-    words |= {} if beta == 1 else {"objective": "beta", "objective.beta": f"{beta:g}"}
-    for more in (arguments, words_of(decoder, DECODERS, "decoders"), combined(remedy)):
-        given = dict(argument.split("=", 1) for argument in more)
-        if "objective" in given:  # another objective has options of its own
-            words = {key: value for key, value in words.items() if not key.startswith("objective.")}
-        words |= given
-    words["seed"] = str(seed)
-    labels = {"beta": f"{beta:g}", "decoder": decoder, "remedy": remedy, "seed": str(seed)}
+    words |= {} if beta == 1 else {"objective": "beta", "objective.beta": named(beta)}
+    words = _weighed(_given(words, [*arguments, *words_of(decoder, DECODERS, "decoders")]), beta)
+    words = _given(words, combined(remedy)) | {"seed": str(seed)}
+    labels = {"beta": named(beta), "decoder": decoder, "remedy": remedy, "seed": str(seed)}
     return Point(labels, tuple(f"{key}={value}" for key, value in words.items()))
+
+
+def _given(words: Mapping[str, str], more: Sequence[str]) -> dict[str, str]:
+    """The words with others in their place; another objective has options of its own."""
+    given = dict(argument.split("=", 1) for argument in more)
+    kept = {k: v for k, v in words.items() if "objective" not in given or not k.startswith("objective.")}
+    return kept | given
+
+
+def _weighed(words: dict[str, str], beta: float) -> dict[str, str]:
+    """The words, if their objective gives the KL the weight ``beta``, as an objective of the user's own need not."""
+    objective = words["objective"]
+    if objective in ("beta", "combined"):
+        words = {"objective.beta": named(beta)} | words
+    if words.get("objective.beta", "1") != named(beta):
+        raise ConfigError(
+            f"objective={objective} does not have the weight {beta:g} of study.betas; accepted: objective=combined "
+            "without objective.beta, which takes it from there, or study.betas=[1]"
+        )
+    return words
 
 
 def _tracked(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
@@ -160,11 +187,10 @@ def _curves_csv(results: Sequence[Mapping[str, Any]], curves: Mapping[str, list[
     return buffer.getvalue()
 
 
-def _linear(arguments: Sequence[str], settings: CollapseSettings, console: Console) -> Linear:
-    """The linear VAE on the training data as real numbers: trained ones, and where the best ones lose a unit."""
-    if not settings.linear_betas:
+def _linear(x: Tensor | None, settings: CollapseSettings, console: Console) -> Linear:
+    """The linear VAE on flat data ``(N, D)``: trained ones, and where the best ones lose a unit."""
+    if x is None:
         return [], []
-    x = flat_training_data(arguments)
     ends = min(settings.linear_betas), max(settings.linear_betas)
     stairs = staircase(x, *ends, settings.linear_scale, settings.linear_dim)
     with console.stage("linear VAEs") as progress:
@@ -187,7 +213,7 @@ def _sections(
     folder: Path,
 ) -> list[Section]:
     figures, rows = folder / "figures", table.records()
-    phases = [row for row in rows if row["remedy"] == "none" and float(row["beta"]) in settings.betas]
+    phases = [row for row in rows if row["remedy"] == "none" and row["beta"] in map(named, settings.betas)]
     remedies = [row for row in rows if float(row["beta"]) == 1 and row["decoder"] == settings.decoders[-1]]
     shown = [
         Section("The phase picture", _about_phases(), None, [draw_phases(phases, settings.decoders, figures)]),

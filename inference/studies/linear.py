@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from guides.amortized import Amortized
 from guides.gaussian import DiagonalNormal
-from inference.assemble import assemble
-from inference.config import load
+from inference.assemble import dataset_of
+from inference.config import ConfigError, load
 from inference.diagnostics import active_units
 from models.nets import Linear
 from models.ppca import PPCA, reverse_water_filling
@@ -95,12 +95,38 @@ class LinearVAE:
         return float(torch.distributions.kl_divergence(q, self.model.posterior(x)).mean())
 
 
+def named(beta: float) -> str:
+    """A weight of the KL as a word of a run and of a table, with all its digits."""
+    return f"{beta:.12g}"
+
+
+def check_linear(option: str, betas: Sequence[float], latent_dim: int, scale: float) -> None:
+    """Refuse linear VAEs that have no optimum; ``option`` names their weights.
+
+    Raises:
+        ConfigError: with what is accepted.
+    """
+    if bad := [beta for beta in betas if not 0 < beta < math.inf]:
+        raise ConfigError(f"{option}: {bad[0]:g} is not above 0, where the rate is no longer bounded, and finite")
+    if latent_dim < 1:
+        raise ConfigError(f"study.linear_dim: {latent_dim} is below 1")
+    if not 0 < scale < math.inf:
+        raise ConfigError(f"the noise of a linear VAE is a standard deviation: accepted: above 0; got {scale:g}")
+
+
 def flat_training_data(arguments: Sequence[str]) -> Tensor:
     """The training data that a run's words name, as real numbers less their mean, ``(N, D)``; greys lie in [0, 1].
 
     At most the first 5,000 of them.
+
+    Raises:
+        ConfigError: tokens, which are no numbers.
     """
-    dataset = assemble(load([argument for argument in arguments if argument.startswith("data")])).dataset
+    dataset = dataset_of(load(arguments))
+    if dataset.kind == "tokens":
+        raise ConfigError(
+            f"data={dataset.name} are tokens, and a linear VAE is of numbers; study.linear_betas=[] leaves it out"
+        )
     x = (
         torch.as_tensor(dataset.splits["train"][:MOST_DATA]).to(torch.get_default_dtype()).flatten(1)
     )  # (N, *event) -> (N, D)
@@ -112,6 +138,12 @@ def covariance_eigenvalues(x: Tensor) -> Tensor:
     """Of the covariance (divisor N) of flat data ``(N, D)``, largest first, ``(D,)`` in double precision."""
     centred = (x - x.mean(0)).double()
     return torch.linalg.eigvalsh(centred.T @ centred / len(x)).clamp(min=0).flip(0)
+
+
+def directions(x: Tensor) -> int:
+    """In how many directions flat data ``(N, D)`` vary by more than rounding."""
+    eigenvalues = covariance_eigenvalues(x)
+    return int((eigenvalues > len(eigenvalues) ** 2 * torch.finfo(x.dtype).eps * eigenvalues[0]).sum())
 
 
 def transition(

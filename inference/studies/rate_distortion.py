@@ -1,5 +1,6 @@
 """Study: rate and distortion. What does a code cost, what does it buy, and how far is that from the linear optimum?"""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from inference.evaluate import evaluating, held_out
 from inference.experiment import open_run
 from inference.grid import Point, run_grid
 from inference.particles import decode, particles
-from inference.studies.linear import transition, water_filling_curve
+from inference.studies.linear import check_linear, named, transition, water_filling_curve
 from inference.studies.rate_distortion_figures import draw_frontier, draw_linear, draw_tradeoff
 from inference.study import Section, words_with_error, write_study
 from inference.table import Table, over_seeds
@@ -74,8 +75,9 @@ def rate_distortion(
     """A sweep of beta: rate, distortion in nats and in squared error, beside the linear model's water-filling."""
     if not settings.betas or not settings.seeds:
         raise ConfigError("study.betas and study.seeds need at least one entry each")
-    if not min(settings.betas) > 0:
-        raise ConfigError(f"study.betas: {min(settings.betas):g} is not above 0, where the rate is no longer bounded")
+    if twice := [beta for beta in settings.betas if settings.betas.count(beta) > 1]:
+        raise ConfigError(f"study.betas: {twice[0]:g} is there twice")
+    check_linear("study.betas", settings.betas, settings.linear_dim, settings.scale)
     points = _points(arguments, settings)
     _, results = run_grid(points, folder / "runs", console, settings.jobs, run_dir=folder)
     if failed := [result for result in results if result.get("error")]:
@@ -85,6 +87,18 @@ def rate_distortion(
             result.update(_measure(open_run(folder / "runs" / result["run"])))
             progress(done, len(results))
     _place_under_envelope(results)
+    table, figures = over_seeds(results, ["beta", "seed"], MEASURED), folder / "figures"
+    sections = _sections(table, results, figures)
+    if results[0]["train/squared_error"] is not None:
+        table, section = _beside_linear(table, results, folder, settings, console)
+        sections.append(section)
+    return write_study(folder, "Rate and distortion", _intro(results, settings), sections, table, command)
+
+
+def _beside_linear(
+    table: Table, results: list[dict[str, Any]], folder: Path, settings: RateDistortionSettings, console: Console
+) -> tuple[Table, Section]:
+    """The table with a linear VAE's numbers at each beta beside those of the runs, and the section about them."""
     setup = open_run(folder / "runs" / results[0]["run"])
     noise = float(setup.model.likelihood.scale) if isinstance(setup.model.likelihood, FixedGaussian) else settings.scale
     x = training_data(setup)
@@ -94,30 +108,31 @@ def rate_distortion(
             on_progress=progress,
         )  # fmt: skip
     curve = water_filling_curve(x, settings.linear_dim)
-    table = over_seeds(results, ["beta", "seed"], MEASURED)
     rows = [{**row, **{f"linear/{k}": v for k, v in exact.items() if k != "beta"}}
             for row, exact in zip(table.records(), linear, strict=True)]  # fmt: skip
-    sections = _sections(table, results, linear, curve, noise, folder / "figures")
-    return write_study(
-        folder, "Rate and distortion", _intro(results, settings), sections, Table.from_records(rows), command
-    )
+    picture = draw_linear(results, linear, curve, folder / "figures")
+    section = Section("Beside the linear model", _about_linear(noise), _linear_table(linear), [picture])
+    return Table.from_records(rows), section
 
 
 def _points(arguments: Sequence[str], settings: RateDistortionSettings) -> list[Point]:
-    words = dict(BUDGET)
     given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    if own := [key for key in given if key in ("objective", "objective.beta")]:
+        raise ConfigError(f"{own[0]}={given[own[0]]}: the study is about objective=beta, with the weights study.betas")
+    words = {key: value for key, value in BUDGET.items() if key.partition(".")[0] not in given}  # options of other nets
     if "trainer.epochs" in given:
         del words["trainer.steps"]
     if "data" not in given:
         words["data.binarization"] = "none"
     if "likelihood" not in given:
         words |= {"likelihood": "gaussian", "likelihood.scale": f"{settings.scale:g}"}
+    kl = "monte_carlo" if {"prior", "guide"} & set(given) else "analytic"  # many pairs have no closed form
     points = []
     for beta in settings.betas:
         for seed in settings.seeds:
-            objective = {"objective": "beta", "objective.beta": f"{beta:g}", "objective.kl": "analytic"}
+            objective = {"objective": "beta", "objective.beta": named(beta), "objective.kl": kl}
             whole = {**words, **objective, **given, "seed": str(seed)}
-            labels = {"beta": f"{beta:g}", "seed": str(seed)}
+            labels = {"beta": named(beta), "seed": str(seed)}
             points.append(Point(labels, tuple(f"{key}={value}" for key, value in whole.items())))
     return points
 
@@ -129,27 +144,32 @@ def training_data(setup: Setup) -> Tensor:
     return x - x.mean(0)
 
 
-def _measure(setup: Setup) -> dict[str, float]:
-    """Rate, distortion (nats) and squared error on held-out and on training data."""
-    found: dict[str, float] = {}
+def _measure(setup: Setup) -> dict[str, float | None]:
+    """Rate, distortion (nats) and, where the likelihood knows a mean, squared error on held-out and training data."""
+    found: dict[str, float | None] = {}
     for split in ("test", "train"):
         x, _ = held_out(setup.source(split), 0 if split == "test" else MOST_DATA, seed=0)
         with evaluating(setup.model, setup.guide, seed=0):
             parts = torch.cat([_parts(setup, some) for some in x.split(256)]).mean(0).tolist()
-        found |= dict(zip((f"{split}/rate", f"{split}/distortion", f"{split}/squared_error"), parts, strict=True))
+        names = (f"{split}/rate", f"{split}/distortion", f"{split}/squared_error")
+        found |= dict(zip(names, [*parts, None][:3], strict=True))
     return found
 
 
 def _parts(setup: Setup, x: Tensor) -> Tensor:
-    """KL, -log p(x|z) and |x - E[x|z]|^2 of each datum, the last two for the same draws of z, ``(N, 3)``."""
+    """KL, -log p(x|z) and |x - E[x|z]|^2 of each datum, the last two for the same draws of z, ``(N, 3)``.
+
+    ``(N, 2)``, without the last, where the likelihood knows no mean: pixels or tokens that depend on each other.
+    """
     kl = elbo_terms(setup.model, setup.guide, x).kl
-    nats, error = torch.zeros_like(kl), torch.zeros_like(kl)
+    nats, errors = torch.zeros_like(kl), []
     for _ in range(DRAWS):
         draws = particles(setup.model, setup.guide, x)
-        mean = decode(setup.model, {name: latent.value for name, latent in draws.latents.items()}, x).mean
         nats -= draws.log_likelihood[0] / DRAWS
-        error += (x - mean).reshape(len(x), -1).square().sum(1) / DRAWS
-    return torch.stack([kl, nats, error], 1)
+        with contextlib.suppress(NotImplementedError):
+            mean = decode(setup.model, {name: latent.value for name, latent in draws.latents.items()}, x).mean
+            errors.append((x - mean).reshape(len(x), -1).square().sum(1))
+    return torch.stack([kl, nats, *([torch.stack(errors).mean(0)] if errors else [])], 1)
 
 
 def _place_under_envelope(results: list[dict[str, Any]]) -> None:
@@ -163,14 +183,7 @@ def _place_under_envelope(results: list[dict[str, Any]]) -> None:
 # --- the page ----------------------------------------------------------------------------------------------------
 
 
-def _sections(
-    table: Table,
-    results: list[dict[str, Any]],
-    linear: list[dict[str, Any]],
-    curve: list[tuple[float, float]],
-    noise: float,
-    figures: Path,
-) -> list[Section]:
+def _sections(table: Table, results: list[dict[str, Any]], figures: Path) -> list[Section]:
     columns = [name for name in MEASURED if not name.startswith("train")]
     shown = Table.from_records(
         [{k: v for k, v in row.items() if k.removesuffix("_stderr") in ("beta", *columns)} for row in table.records()]
@@ -178,11 +191,7 @@ def _sections(
     return [
         Section("The frontier", _about_frontier(), words_with_error(shown, columns), [draw_frontier(results, figures)]),
         Section("The envelope", _about_envelope(), None, [draw_tradeoff(results, figures)]),
-        Section(
-            "Beside the linear model", _about_linear(noise), _linear_table(linear),
-            [draw_linear(results, linear, curve, figures)],
-        ),
-    ]  # fmt: skip
+    ]
 
 
 def _intro(results: list[dict[str, Any]], settings: RateDistortionSettings) -> list[str]:
@@ -206,9 +215,10 @@ def _about_frontier() -> list[str]:
 
 def _about_envelope() -> list[str]:
     return [
-        "Left: R + D, the negative ELBO, against the rate; it is least at β = 1, which optimizes just that, and −log "
-        "p(x), importance-sampled, lies below it by the guide’s gap. Right: every model is a line D + β R in β, and "
-        "the lower envelope of the lines is what the family attains; a model trained well lies on it at its own β."
+        "Left: R + D, the negative ELBO, against the rate; in training it is least at β = 1, which optimizes just "
+        "that; −log p(x), importance-sampled, lies below it by the guide’s gap. Right: every model is a line D + β R "
+        "in β, and the lower envelope of the lines is what the family attains; a model trained well lies on it at its "
+        "own β."
     ]
 
 

@@ -12,10 +12,12 @@ from inference.figures import Figure
 
 
 def draw_frontier(results: Sequence[Mapping[str, Any]], folder: Path) -> Figure:
-    """Distortion against rate, in nats and in squared error."""
+    """Distortion against rate, in nats and, where there is one, in squared error."""
     figure = sheet(WIDTH, 760)
-    for place, (key, title) in enumerate((("test/distortion", "D = −E log p(x|z), nats"),
-                                          ("test/squared_error", "D = E |x − x′|²"))):  # fmt: skip
+    panels = [("test/distortion", "D = −E log p(x|z), nats")]
+    if all(result["test/squared_error"] is not None for result in results):
+        panels.append(("test/squared_error", "D = E |x − x′|²"))
+    for place, (key, title) in enumerate(panels):
         axes = panel(figure, 120 + place * 790, 115, 660, 570)
         points = np.array([(r["test/rate"], r[key]) for r in results])
         if place == 0:
@@ -28,9 +30,11 @@ def draw_frontier(results: Sequence[Mapping[str, Any]], folder: Path) -> Figure:
     path = folder / "frontier.png"
     save(figure, path)
     caption = (
-        "Each dot is a run, named by its β; the line is the lower convex hull of them all. Left: along a grey diagonal "
-        "R + D, and with it the ELBO, is the same. Right: the same runs with the squared error of the reconstruction."
+        "Each dot is a run, named by its β; the line is the lower convex hull of them all. Along a grey diagonal "
+        "R + D, and with it the ELBO, is the same."
     )
+    if len(panels) > 1:
+        caption += " Right: the same runs with the squared error of the reconstruction."
     return Figure("frontier", "Rate and distortion", caption, path)
 
 
@@ -108,8 +112,9 @@ def draw_tradeoff(results: Sequence[Mapping[str, Any]], folder: Path) -> Figure:
     path = folder / "envelope.png"
     save(figure, path)
     caption = (
-        "Left: at β = 1 the bound is best; to its left the code is too poor, to its right it costs more than it saves. "
-        "Right: a dot above the black line is a run that another run, trained for another β, beats at its own game."
+        "Left: the bound is best at the β that is named, on training data at 1; to its left the code is too poor, to "
+        "its right it costs more than it saves. Right: a dot above the black line is a run that another run, trained "
+        "for another β, beats at its own game."
     )
     return Figure("envelope", "What R and D add up to", caption, path)
 

@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 
+import numpy as np
 import pytest
 
 from inference.config import ConfigError, load
@@ -14,6 +15,7 @@ from inference.log import read_rows
 from inference.studies import run_study
 from inference.studies.collapse import REMEDIES, _point
 from inference.studies.collapse_figures import _wrapped
+from inference.studies.linear import flat_training_data
 
 TINY = [
     "trainer.steps=4",
@@ -73,13 +75,67 @@ def test_the_rate_distortion_study_places_every_run(tmp_path):
         (["collapse", "study.remedies=[annealing+cyclical]"], r"annealing.cyclical.*twice what objective\.warmup is"),
         (["collapse", "study.remedies=[vq+mmd]"], "vq.mmd.*twice what objective is"),
         (["collapse", "study.decoders=[]"], "at least one"),
+        (["collapse", "study.betas=[-1,1]"], "study.betas.*0 or above"),
+        (["collapse", "study.linear_betas=[0,2]"], "study.linear_betas: 0 is not above 0"),
+        (["collapse", "study.linear_dim=0"], "linear_dim: 0 is below 1"),
+        (["collapse", "study.linear_scale=0"], "accepted: above 0"),
+        (["collapse", "seed=3"], r"seed=3.*study\.seeds"),
+        (["collapse", "study.seeds=[1,1]"], "twice"),
+        (["collapse", "objective=annealed"], "objective=annealed.*weight 0.1"),
+        (["collapse", "objective=beta", "objective.beta=2"], "objective=beta.*weight 0.1"),
+        (["collapse", "study.decoders=['decoder=linear objective=iwae']"], "objective=iwae.*weight 0.1"),
         (["rate_distortion", "study.betas=[0]"], "not above 0"),
+        (["rate_distortion", "study.betas=[2,2]"], "2 is there twice"),
+        (["rate_distortion", "study.scale=0"], "accepted: above 0"),
         (["rate_distortion", "study.seeds=[]"], "at least one"),
+        (["rate_distortion", "seed=3"], r"seed=3.*study\.seeds"),
+        (["rate_distortion", "objective.beta=3"], r"objective\.beta=3.*study\.betas"),
+        (["rate_distortion", "objective=elbo"], r"objective=elbo.*study\.betas"),
     ],
 )
 def test_bad_options_are_refused(arguments, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         run_study([*arguments, f"run.dir={tmp_path}"], Quiet())
+
+
+def test_the_linear_models_are_of_the_data_of_the_runs(tmp_path):
+    """Of a file, whose likelihood has to be stated, of a recipe's data, and not of tokens."""
+    rng = np.random.default_rng(0)
+    splits = {name: rng.normal(2.0, 3.0, (size, 4)) for name, size in (("train", 30), ("valid", 5), ("test", 5))}
+    np.savez(tmp_path / "own.npz", **splits)
+    x = flat_training_data([f"data={tmp_path / 'own.npz'}", "likelihood=gaussian", "trainer.steps=4"])
+    np.testing.assert_allclose(x, splits["train"] - splits["train"].mean(0), atol=1e-6)
+    (tmp_path / "recipe.yaml").write_text("data: iris\nlikelihood: gaussian\n")
+    assert flat_training_data([f"experiment={tmp_path / 'recipe.yaml'}", "seed=1"]).shape[1] == 4
+    (tmp_path / "own.txt").write_text("to be\nor not\n" * 20)
+    with pytest.raises(ConfigError, match=r"tokens.*study\.linear_betas=\[\]"):
+        flat_training_data(["data=lines", f"data.path={tmp_path / 'own.txt'}", "encoder=gru"])
+
+
+def test_weights_are_told_apart_by_all_their_digits_and_reach_the_objective():
+    betas = (0.12345678, 0.12345679)
+    points = [_point([], beta, "mlp", "none", seed=0) for beta in betas]
+    assert [point.labels["beta"] for point in points] == [str(beta) for beta in betas]
+    warm = _point(["objective=combined", "objective.warmup=0.3"], 2.0, "mlp", "none", seed=0)
+    assert {"objective=combined", "objective.beta=2", "objective.warmup=0.3"} <= set(warm.arguments)
+    assert "objective.beta=1" in _point(["objective=beta"], 1.0, "mlp", "none", seed=0).arguments
+    cured = _point(["objective=combined", "objective.warmup=0.3"], 1.0, "mlp", "free_bits", seed=0).arguments
+    assert [word for word in cured if word.startswith("objective")] == [
+        "objective=free_bits", "objective.nats=3", "objective.group=all"
+    ]  # fmt: skip
+
+
+def test_rate_and_distortion_of_a_decoder_that_knows_no_mean(tmp_path):
+    """Pixels that depend on each other have a distortion in nats and none in squared error."""
+    words = [*TINY, *SMALL_DECODER.split(), "data.binarization=dynamic", "data.limit=40", "evaluation.data=20"]
+    options = ["study.betas=[0.5,2]", "study.seeds=[0]", "study.jobs=1", f"run.dir={tmp_path}"]
+    page = run_study(["rate_distortion", *words, *options], Quiet())
+    rows = json.loads((tmp_path / "table.json").read_text())
+    for row in rows:
+        assert row["test/distortion"] > 0
+        assert row["test/squared_error"] is None
+    assert page.read_text().count("<img") == 2
+    assert "water-filling" not in page.read_text()
 
 
 SMALL_DECODER = (

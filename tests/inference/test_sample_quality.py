@@ -13,7 +13,7 @@ from inference.config import ConfigError
 from inference.console import Quiet
 from inference.sample_quality import Yardstick, energy_distance, energy_test, normal_kl, sharpness
 from inference.studies import run_study
-from inference.studies.linear import density_as_noise_vanishes
+from inference.studies.linear import density_as_noise_vanishes, directions
 from models.ppca import PPCA
 from tests import oracles
 
@@ -124,6 +124,36 @@ def test_the_autoencoder_study_answers_for_each_model(tmp_path):
     assert "marginal KL" in text
 
 
-def test_a_bad_model_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"gan.*autoencoder, beta_tenth"):
-        run_study(["autoencoder", "study.models=[gan]", f"run.dir={tmp_path}"], Quiet())
+def test_the_autoencoder_study_is_not_of_images_alone(tmp_path):
+    """Data of four entries leave a linear model three latents at most, and one latent has no plane to be drawn on."""
+    words = [*TINY, "data=iris", "model.latent_dim=1", "evaluation.data=20"]
+    options = ["study.models=[autoencoder,vae]", "study.seeds=[0]", "study.samples=20", "study.jobs=1"]
+    page = run_study(["autoencoder", *words, *options, f"run.dir={tmp_path / 'study'}"], Quiet())
+    ae, vae = json.loads((tmp_path / "study" / "table.json").read_text())
+    assert ae["sample_sharpness"] is vae["sample_sharpness"] is None
+    assert math.isfinite(vae["sample_nll"])
+    text = page.read_text()
+    assert text.count("<img") == 1  # the mismatch of prior and codes
+    assert "as many latents (1)" in text
+
+
+def test_directions_are_those_that_data_vary_in():
+    x = torch.randn(50, 3) @ torch.randn(3, 7) + 5.0
+    assert directions(x - x.mean(0)) == 3
+    rows = density_as_noise_vanishes(x, directions(x) - 1, [0.1])
+    assert math.isfinite(rows[0]["off"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["study.models=[gan]"], r"gan.*autoencoder, beta_tenth"),
+        (["objective=iwae"], r"study\.models has an objective"),
+        (["model=two_layer", "study.models=['guide=ladder']"], "guide=ladder.*one latent.*z2, z1"),
+        (["likelihood=pixelcnn", "data.binarization=dynamic", "study.models=[vae]"], "likelihood=pixelcnn knows none"),
+        (["seed=2"], r"seed=2.*study\.seeds"),
+    ],
+)
+def test_what_the_autoencoder_study_cannot_compare_is_refused(words, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        run_study(["autoencoder", *words, f"run.dir={tmp_path}"], Quiet())
