@@ -12,13 +12,14 @@ from models.vamp import Aggregate
 LogJoint = Callable[[Tensor], Tensor]
 
 
-def nodes(dim: int) -> Tensor:
+def nodes(dim: int, like: Tensor | None = None) -> Tensor:
     """Points with entries -1 and 1, mean zero and the identity as covariance, ``(S, dim)``, dim < S <= 2 dim.
 
     They stand for standard normal noise: an average over them is the exact expectation of any quadratic function,
-    with no randomness. Columns of a Hadamard matrix, in Sylvester's construction, without the constant one.
+    with no randomness. Columns of a Hadamard matrix, in Sylvester's construction, without the constant one. On the
+    device of ``like``, where it is given, and of its dtype.
     """
-    matrix = torch.ones(1, 1)
+    matrix = torch.ones(1, 1) if like is None else like.new_ones(1, 1)
     while matrix.shape[0] <= dim:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
     return matrix[:, 1 : dim + 1]
@@ -42,7 +43,7 @@ def refine(
         unroll: let gradients flow through the steps, to where they started and to the parameters of ``log_joint``.
     """
     unroll = unroll and torch.is_grad_enabled()
-    points = nodes(loc.shape[-1]).to(loc).unsqueeze(1)  # (S, D) -> (S, 1, D)
+    points = nodes(loc.shape[-1], loc).unsqueeze(1)  # (S, D) -> (S, 1, D)
     for _ in range(steps):
         with torch.enable_grad():
             if not unroll or not loc.requires_grad:

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from inference.capture import CannotCapture
+from inference.capture import CannotCapture, Captured
 from inference.fusions import fuse_bernoulli
 from inference.products import use_faster_products
 
@@ -54,28 +54,78 @@ class Recorded:
 
     Args:
         function: from tensors to tensors; it may write into its inputs.
-        inputs: the very tensors that every replay reads and writes.
+        inputs: the very tensors that every replay reads and writes, all on one device.
+
+    Raises:
+        CannotCapture: the function waits for the device, or moves something to it.
     """
 
     def __init__(self, function: Function, inputs: Sequence[Tensor]) -> None:
         self.inputs = list(inputs)
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side), torch.random.fork_rng():
-            for _ in range(3):  # kernels are loaded and tuned on copies, so that nothing is trained yet
-                function(*[tensor.detach().clone() for tensor in inputs])
-        torch.cuda.current_stream().wait_stream(side)
-        self.graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(self.graph):
-                self.outputs = list(function(*self.inputs))
-        except RuntimeError as error:
-            raise CannotCapture(f"a CUDA graph cannot record it: {_telling_line(error)}") from error
+        self.device = self.inputs[0].device
+        with torch.cuda.device(self.device):
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side), torch.random.fork_rng([self.device]):
+                for _ in range(3):  # kernels are loaded and tuned on copies, so that nothing is trained yet
+                    function(*[copy_of(tensor) for tensor in inputs])
+            torch.cuda.current_stream().wait_stream(side)
+            noise = torch.cuda.get_rng_state()
+            self.graph = torch.cuda.CUDAGraph()
+            try:
+                with torch.cuda.graph(self.graph):
+                    self.outputs = list(function(*self.inputs))
+            except RuntimeError as error:
+                self._leave(noise)
+                raise CannotCapture(f"a CUDA graph cannot record it: {_telling_line(error)}") from error
+
+    def _leave(self, noise: Tensor) -> None:
+        """A recording that fails leaves the generator in the middle of it, where eager steps could not draw."""
+        fresh = torch.Generator(self.device)
+        fresh.set_state(noise)
+        torch.cuda.default_generators[torch.cuda.current_device()].graphsafe_set_state(fresh)
 
     def __call__(self) -> list[Tensor]:
         """Replay; the outputs are copies, for the next replay overwrites its own."""
-        self.graph.replay()
+        with torch.cuda.device(self.device):
+            self.graph.replay()
         return [output.clone() for output in self.outputs]
+
+
+def copy_of(tensor: Tensor) -> Tensor:
+    """A copy that lies in memory as the tensor does, gaps included; one that is expanded, nobody can write into."""
+    if any(stride == 0 < size - 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
+        return tensor.detach()
+    copy = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
+    return copy.copy_(tensor.detach())
+
+
+def elsewhere(captured: Captured, device: torch.device) -> list[int]:
+    """Places of the tensors that a graph reads from another device than the one it is recorded on.
+
+    A recording would keep the values that they had, so that it has to read copies of them.
+
+    Raises:
+        CannotCapture: the graph writes into one of them, or draws random numbers elsewhere.
+    """
+    nodes = list(captured.graph.graph.nodes)
+    for node in nodes:
+        value = node.meta.get("val")
+        noisy = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+        if noisy and isinstance(value, Tensor) and value.device != device:
+            raise CannotCapture(f"{node.target} draws on {value.device}, and a recording is of {device} alone")
+    held = [node for node in nodes if node.op == "placeholder"][: len(captured.tensors)]
+    places = [i for i, tensor in enumerate(captured.tensors) if tensor.device != device]
+    for i in places:
+        if is_written(held[i]) or captured.tensors[i].requires_grad:
+            where = captured.tensors[i].device
+            raise CannotCapture(f"it writes into a tensor on {where}, and a recording is of {device} alone")
+    return places
+
+
+def is_written(node: Node) -> bool:
+    """Whether an operation that changes its arguments has this among them."""
+    return any(user.target._schema.is_mutable for user in node.users if hasattr(user.target, "_schema"))
 
 
 @contextmanager

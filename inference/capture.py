@@ -43,10 +43,14 @@ class NotYet(CannotCapture):
 
 
 class Captured(NamedTuple):
-    """A graph ``(*tensors, *args) -> outputs`` and the very tensors that the code read beside its arguments."""
+    """A graph ``(*tensors, *args) -> outputs`` and the very tensors that the code read beside its arguments.
+
+    ``held`` says which of these somebody holds and may write into; the others the code makes anew in each run.
+    """
 
     graph: GraphModule
     tensors: list[Tensor]
+    held: list[bool]
 
 
 def capture(
@@ -80,10 +84,11 @@ def capture(
         if replaced := [place for place in changed if not isinstance(place[0].get(place[1]), torch.nn.Parameter)]:
             raise CannotCapture(f"'{name_of(*replaced[0])}' is replaced in each step; write into a tensor instead")
     _refuse_dynamic_shapes(first)
-    if first.code != second.code or not _same_constants(first, second):
+    if first.code != second.code or not _same_constants(pairs := _constants(first, second)):
         raise CannotCapture("its operations differ from call to call")
     _functional_noise(first)
-    return Captured(first, _lift(first))
+    tensors, held_by_somebody = _lift(first), {id(a) for a, b in pairs if a is b}
+    return Captured(first, tensors, [id(tensor) in held_by_somebody for tensor in tensors])
 
 
 def _python_noise() -> int:
@@ -104,10 +109,14 @@ def _trace(function: Callable[..., Sequence[Tensor]], args: Sequence[Tensor]) ->
         raise CannotCapture(_first_line(error)) from error
 
 
-def _same_constants(first: GraphModule, second: GraphModule) -> bool:
-    """Whether two traces of one code hold the same tensors, those made on the way by value."""
+def _constants(first: GraphModule, second: GraphModule) -> list[tuple[Any, Any]]:
+    """What two traces of one code hold, side by side."""
     names = [node.target for node in first.graph.nodes if node.op == "get_attr"]
-    pairs = [(getattr(first, name), getattr(second, name)) for name in names]
+    return [(getattr(first, name), getattr(second, name)) for name in names]
+
+
+def _same_constants(pairs: Iterable[tuple[Any, Any]]) -> bool:
+    """Whether they are the same, those made on the way by value."""
     return all(
         a is b or (isinstance(a, Tensor) and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)) for a, b in pairs
     )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_unflatten
 
-from inference.backends import Function, Recorded, compiled, is_recorded, retraced
+from inference.backends import Function, Recorded, compiled, elsewhere, is_recorded, is_written, retraced
 from inference.capture import CannotCapture, Captured, NotYet, capture
 from inference.engine import SharedOptimizer
 from inference.handlers import ParametersMet
@@ -34,6 +34,7 @@ class CompiledStep:
         self.captured, self.parameters = loss_and_gradients(svi, leaves, spec, floats)
         self.device = self.parameters[0].device
         args = self.inputs_from(leaves)
+        self._elsewhere = elsewhere(self.captured, self.device) if is_recorded(self.device) else []
         self._annealed = self._that_may_change() if count > 1 else []
         places = {id(tensor): place for place, tensor in enumerate(self.captured.tensors)}
         self._annealed_places = [places[id(tensor)] for tensor in self._annealed]
@@ -49,6 +50,9 @@ class CompiledStep:
         self._write_numbers(rows)
         if self._recorded is not None:
             torch._foreach_copy_(self._inputs[self._args], args)
+            for place in self._elsewhere:
+                if self.captured.held[place]:
+                    self._inputs[place].copy_(self.captured.tensors[place], non_blocking=True)
             return self._recorded()[0]
         self._inputs[self._args] = args
         with torch.no_grad():
@@ -93,9 +97,7 @@ class CompiledStep:
         """The small tensors that the graph reads and does not write, such as a weight that is annealed."""
         placeholders = [node for node in self.captured.graph.graph.nodes if node.op == "placeholder"]
         written = {
-            id(tensor)
-            for node, tensor in zip(placeholders, self.captured.tensors, strict=False)
-            if any(user.target._schema.is_mutable for user in node.users if hasattr(user.target, "_schema"))
+            id(tensor) for node, tensor in zip(placeholders, self.captured.tensors, strict=False) if is_written(node)
         }
         fixed = {id(parameter) for parameter in self.parameters} | written
         return [t for t in self.captured.tensors if id(t) not in fixed and t.numel() <= MOST_ANNEALED]
@@ -108,10 +110,16 @@ class CompiledStep:
         numbers = (self.count, *self.update.rows)
         self._numbers = torch.zeros(numbers, dtype=self.parameters[0].dtype, device=self.device)
         self._args = slice(len(self.captured.tensors), len(self.captured.tensors) + self.count * len(args))
-        on_device = [arg.clone() if is_recorded(self.device) else arg for _ in range(self.count) for arg in args]
-        annealed = [torch.stack([tensor.detach()] * self.count) for tensor in self._annealed]
+        if is_recorded(self.device):
+            args = [arg.to(self.device, copy=True) for _ in range(self.count) for arg in args]
+        else:
+            args = args * self.count
+        lifted = list(self.captured.tensors)
+        for place in self._elsewhere:
+            lifted[place] = lifted[place].to(self.device, copy=True)
+        annealed = [torch.stack([tensor.detach()] * self.count).to(self.device) for tensor in self._annealed]
         state = [*self.update.tensors, *self.update.counters, self._numbers]
-        self._inputs = [*self.captured.tensors, *on_device, *annealed, *state]
+        self._inputs = [*lifted, *args, *annealed, *state]
 
     def _all(self, *inputs: Tensor) -> tuple[Tensor]:
         """The losses of all steps, each by the same function: as one graph they would hold every step's parameters."""

@@ -59,7 +59,10 @@ class Update:
         self._groups = [self.slots[self._rows.index(row)].group for row in range(len(kinds))]
         self._steps = [count for _, count in kinds]
         self._options = self.options
-        self.counters = [slot.state["step"] for slot in self.slots if isinstance(slot.state.get("step"), Tensor)]
+        counted = [slot for slot in self.slots if isinstance(slot.state.get("step"), Tensor)]
+        near = [slot.state["step"].device == slot.parameter.device for slot in counted]
+        self.counters = [slot.state["step"] for slot, here in zip(counted, near, strict=True) if here]
+        self._on_host = [slot.state["step"] for slot, here in zip(counted, near, strict=True) if not here]
         self._counting = [slot.state for slot in self.slots if type(slot.state.get("step")) is int]
         self.tensors = [slot.state[name] for slot in self.slots for name in slot.names]
 
@@ -110,6 +113,8 @@ class Update:
         """The numbers of the step after ``done`` more, a row for each of the optimizer's groups."""
         for state in self._counting:
             state["step"] += 1
+        if self._on_host:  # torch's optimizers count there for a GPU, unless they are fused; no recording would
+            torch._foreach_add_(self._on_host, 1)
         rule = self.slots[0].rule
         return [rule.advance(group, t + done + 1) for group, t in zip(self._groups, self._steps, strict=True)]
 
@@ -175,7 +180,11 @@ def _slot(parameter: Tensor, optimizer: torch.optim.Optimizer, group: Group) -> 
     kind = type(optimizer)
     if kind not in RULES:
         raise CannotCapture(f"{kind.__name__} has no rule; those with one: {', '.join(k.__name__ for k in RULES)}")
-    return Slot(parameter, group, optimizer.state[parameter], RULES[kind])
+    state, rule = optimizer.state[parameter], RULES[kind]
+    for name in rule.slots:  # NAdam keeps a number on the host, as long as no checkpoint is loaded
+        if state.get(name) is not None:
+            state[name] = state[name].to(parameter.device)
+    return Slot(parameter, group, state, rule)
 
 
 def _clipped(gradients: list[Tensor], largest: float) -> list[Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_flatten
 
-from inference.backends import Function, Recorded, compiled, is_recorded, retraced
+from inference.backends import Function, Recorded, compiled, elsewhere, is_recorded, retraced
 from inference.capture import CannotCapture
 from inference.compiled import CompiledSVI
 from inference.step import loss_and_gradients
@@ -117,6 +117,8 @@ class _Together:
         self.numbers = _lift_differing_numbers([captured.graph for captured in self.captured])
         self.draws = _lift_draws(self.graph)
         self.device = self.parameters[0][0].device
+        if is_recorded(self.device):
+            self._bring_constants()
         self._places = [constants([run.model, run.guide, run.objective]) for run in svi.runs]
         self._taken_as = [identities(places) for places in self._places]
         self._bind(xs, svi.taken)
@@ -128,6 +130,15 @@ class _Together:
             graph = retraced(self._one, inputs)
         self._function: Function = compiled(graph, inputs) if svi.inductor else graph
         self._recorded = Recorded(self._all, self._inputs) if is_recorded(self.device) else None
+
+    def _bring_constants(self) -> None:
+        """Let constants that programs make on the host lie on the device."""
+        for captured in self.captured:
+            for place in elsewhere(captured, self.device):
+                if captured.held[place]:
+                    where = captured.tensors[place].device
+                    raise CannotCapture(f"they read a tensor on {where} that may change; move it to {self.device}")
+                captured.tensors[place] = captured.tensors[place].to(self.device)
 
     def _graph_of_all(self) -> GraphModule:
         places = range(len(self._inputs))
@@ -141,7 +152,18 @@ class _Together:
         """The losses of all runs, ``(runs,)``, after a step of each."""
         if self._mapped:
             return (self._function(*inputs)[0],)
-        return (torch.stack([self._function(*own)[0] for own in self._each]),)
+        return (self._one_by_one(self._parted(inputs)),)
+
+    def _one_by_one(self, each: Sequence[Sequence[Tensor]]) -> Tensor:
+        return torch.stack([self._function(*own)[0] for own in each])
+
+    def _parted(self, inputs: Sequence[Tensor]) -> list[list[Tensor]]:
+        """What each run has of the inputs."""
+        whole = [*self._shared, *[False] * (len(inputs) - len(self._shared))]
+        return [
+            [tensor if shared else tensor[i] for tensor, shared in zip(inputs, whole, strict=True)]
+            for i in range(len(self.captured))
+        ]
 
     def __call__(self, xs: Sequence[Tensor], taken: int) -> Tensor:
         if [identities(places) for places in self._places] != self._taken_as:
@@ -158,7 +180,7 @@ class _Together:
         if self._recorded is not None:
             return self._recorded()[0]
         with torch.no_grad():
-            return self._all(*self._inputs)[0].clone()
+            return self._function(*self._inputs)[0].clone() if self._mapped else self._one_by_one(self._each)
 
     def _bind(self, xs: list[Tensor], taken: int) -> None:
         """Stack what the runs read and write, and make their own tensors views into the stacks."""
@@ -178,11 +200,7 @@ class _Together:
         shape = (len(xs), *self.updates[0].rows)
         self._rates = torch.zeros(shape, dtype=self.parameters[0][0].dtype, device=self.device)
         self._inputs = [*lifted, self._x, *self.numbers, *self._noise, *state, *counters, self._rates]
-        whole = [*self._shared, *[False] * (len(self._inputs) - len(self._shared))]
-        self._each = [
-            [tensor if shared else tensor[i] for tensor, shared in zip(self._inputs, whole, strict=True)]
-            for i in range(len(xs))
-        ]
+        self._each = self._parted(self._inputs)
 
     def _one(self, *inputs: Tensor) -> tuple[Tensor]:
         """The step of one run, as :func:`torch.func.vmap` sees it."""

@@ -67,6 +67,7 @@ class ConditionalModel(PyroModule):
     """
 
     given: Tensor
+    given_places: Tensor
     context_loc: Tensor
     context_scale: Tensor
 
@@ -89,13 +90,15 @@ class ConditionalModel(PyroModule):
         self.prior, self.likelihood = prior, likelihood
         self.decoder_sees_context = likelihood.context_shape == wide
         self.register_buffer("given", given, persistent=False)
+        self.register_buffer("given_places", given.flatten().nonzero().squeeze(1), persistent=False)
         self.register_buffer("context_loc", torch.zeros(count))
         self.register_buffer("context_scale", torch.ones(count))
 
     def context(self, x: Tensor) -> Tensor:
         """The given entries of data ``(N, *event_shape)``, standardized, ``(N, G)``."""
         flat = x.flatten(x.dim() - self.given.dim())  # (N, *event) -> (N, D)
-        return (flat[..., self.given.flatten()] - self.context_loc) / self.context_scale
+        # by places: how many a mask chooses is known to its values alone, for which a GPU would have to be asked
+        return (flat.index_select(-1, self.given_places) - self.context_loc) / self.context_scale
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
