@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-RATE, RUNS, STEPS_PER_CALL = 1e-3, 8, 4
+RATE, RUNS, MANY_RUNS, STEPS_PER_CALL = 1e-3, 8, 32, 4
 CASES = {
     "vae": "variational autoencoder",
     "iaf": "two inverse autoregressive maps in the guide",
@@ -23,19 +23,28 @@ CASES = {
 Steps = Callable[[Sequence[Tensor]], Any]
 
 HAND, HAND_COMPILED = "PyTorch by hand, fused Adam", "PyTorch by hand, torch.compile"
+HAND_RECORDED = "PyTorch by hand, CUDA graph"
 STOCK, CHECKED = "Pyro SVI", "Pyro SVI, validation on (its default)"
 JIT = "Pyro SVI, its Jit ELBO"
 EAGER, COMPILED = "ours, eager", "ours, compiled"
-SEVERAL, TOGETHER = f"ours, compiled, {STEPS_PER_CALL} steps per call", f"ours, {RUNS} runs in one step, for each"
+SEVERAL = f"ours, compiled, {STEPS_PER_CALL} steps per call"
+TOGETHER, MANY_TOGETHER = (f"ours, {runs} runs in one step, for each" for runs in (RUNS, MANY_RUNS))
 DROP_IN = "ours, compiled, Pyro's program and ELBO"
 UPDATE, SCAN = "NumPyro SVI, jitted update", "NumPyro SVI, lax.scan"
 PYTHAE = "pythae BaseTrainer"
-RUNS_IN = {TOGETHER: RUNS}
-ALL = (HAND, HAND_COMPILED, STOCK, CHECKED, JIT, EAGER, COMPILED, DROP_IN, SEVERAL, TOGETHER, UPDATE, SCAN, PYTHAE)
+RUNS_IN = {TOGETHER: RUNS, MANY_TOGETHER: MANY_RUNS}
+OURS = (EAGER, COMPILED, DROP_IN, SEVERAL, TOGETHER, MANY_TOGETHER)
+ALL = (HAND, HAND_COMPILED, HAND_RECORDED, STOCK, CHECKED, JIT, *OURS, UPDATE, SCAN, PYTHAE)
+ON_GPU, ON_CPU = (HAND_RECORDED, MANY_TOGETHER), (PYTHAE,)  # and nowhere else
 
 
 class Missing(Exception):
     """A contender has no place in a row; the message says why."""
+
+
+def contenders_on(device: str) -> list[str]:
+    """Those that there are on a device, cpu or cuda."""
+    return [name for name in ALL if name not in (ON_GPU if device == "cpu" else ON_CPU)]
 
 
 def contender(name: str, case: str, batch_size: int, device: str = "cpu") -> Steps:
@@ -47,6 +56,7 @@ def contender(name: str, case: str, batch_size: int, device: str = "cpu") -> Ste
     made: dict[str, Callable[[], Steps]] = {
         HAND: partial(_by_hand, case, device),
         HAND_COMPILED: partial(_by_hand, case, device, compile=True),
+        HAND_RECORDED: partial(_recorded_by_hand, case, device, batch_size),
         STOCK: partial(_stock, case, device),
         CHECKED: partial(_stock, case, device, validate=True),
         JIT: partial(_stock, case, device, jit=True),
@@ -54,10 +64,11 @@ def contender(name: str, case: str, batch_size: int, device: str = "cpu") -> Ste
         EAGER: partial(_ours, case, device, "eager"),
         COMPILED: partial(_ours, case, device, "compiled"),
         SEVERAL: partial(_ours, case, device, "several", batch_size),
-        TOGETHER: partial(_together, case, device, batch_size),
+        TOGETHER: partial(_together, case, device, batch_size, RUNS),
+        MANY_TOGETHER: partial(_together, case, device, batch_size, MANY_RUNS),
         UPDATE: partial(_numpyro, case, device, scan=False),
         SCAN: partial(_numpyro, case, device, scan=True),
-        PYTHAE: partial(_pythae, case, device),
+        PYTHAE: partial(_pythae, case),
     }
     return made[name]()
 
@@ -74,6 +85,37 @@ def _by_hand(case: str, device: str, compile: bool = False) -> Steps:
             forward(x).backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+
+    return steps
+
+
+def _recorded_by_hand(case: str, device: str, batch_size: int) -> Steps:
+    """Loss, gradient and update in one CUDA graph, as PyTorch's documentation has it."""
+    from benchmarks.by_hand import MODELS, PIXELS
+
+    module, x = MODELS[case]().to(device), torch.zeros(batch_size, PIXELS, device=device)
+    optimizer = torch.optim.Adam(module.parameters(), lr=RATE, fused=True, capturable=True)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        module(x).backward()
+        optimizer.step()
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    optimizer.zero_grad(set_to_none=True)
+    with torch.cuda.graph(graph):
+        step()
+
+    def steps(batches: Sequence[Tensor]) -> None:
+        for batch in batches:
+            x.copy_(batch)
+            graph.replay()
 
     return steps
 
@@ -105,7 +147,7 @@ def _stock(case: str, device: str, jit: bool = False, validate: bool = False, co
             for x in batches:
                 svi.step(x)
         if compiled and svi.why_eager:
-            raise RuntimeError(f"not compiled: {svi.why_eager}")
+            raise Missing(f"runs eagerly: {svi.why_eager}")
 
     return steps
 
@@ -159,28 +201,28 @@ def _ours(case: str, device: str, engine: str, batch_size: int = 0) -> Steps:
                 for x in batches:
                     svi.step(x)
         if why := getattr(svi, "why_eager", None):
-            raise RuntimeError(f"not compiled: {why}")
+            raise Missing(f"runs eagerly: {why}")
 
     return steps
 
 
-def _together(case: str, device: str, batch_size: int) -> Steps:
+def _together(case: str, device: str, batch_size: int, count: int) -> Steps:
     """Several runs in one compiled step; a step of all of them for each batch."""
     from inference.compiled import CompiledSVI
     from inference.particles import validation
     from inference.vectorized import VectorizedSVI
 
     if device == "cpu" and batch_size * (50 if case == "iwae" else 1) >= 1000:
-        raise Missing(f"left out: on a CPU {RUNS} such runs take {RUNS} compiled steps, whose time is above")
-    runs = [CompiledSVI(*_parts(case, device, seed)) for seed in range(RUNS)]
-    svi = VectorizedSVI(runs, [torch.Generator(device).manual_seed(seed) for seed in range(RUNS)])
+        raise Missing(f"left out: on a CPU {count} such runs take {count} compiled steps, whose time is above")
+    runs = [CompiledSVI(*_parts(case, device, seed)) for seed in range(count)]
+    svi = VectorizedSVI(runs, [torch.Generator(device).manual_seed(seed) for seed in range(count)])
 
     def steps(batches: Sequence[Tensor]) -> None:
         with validation(False):
             for x in batches:
-                svi.step([x] * RUNS)
+                svi.step([x] * count)
         if svi.why_eager:
-            raise RuntimeError(f"not together: {svi.why_eager}")
+            raise Missing(f"runs step one after another: {svi.why_eager}")
 
     return steps
 
@@ -199,11 +241,11 @@ def _numpyro(case: str, device: str, scan: bool) -> Steps:
     return train(case, scan)
 
 
-def _pythae(case: str, device: str) -> Steps:
+def _pythae(case: str) -> Steps:
     if not importlib.util.find_spec("pythae"):
         raise Missing("not installed")
-    if case != "vae" or device != "cpu":
-        raise Missing("only its plain variational autoencoder on the CPU has the same arithmetic")
+    if case != "vae":
+        raise Missing("only its plain variational autoencoder has the same arithmetic")
     from benchmarks.in_pythae import train
 
     return train()

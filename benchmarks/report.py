@@ -12,7 +12,9 @@ from benchmarks.contenders import (
     EAGER,
     HAND,
     HAND_COMPILED,
+    HAND_RECORDED,
     JIT,
+    MANY_TOGETHER,
     PYTHAE,
     SCAN,
     SEVERAL,
@@ -30,9 +32,12 @@ RATIOS = (
     (JIT, COMPILED),
     (COMPILED, HAND),
     (COMPILED, HAND_COMPILED),
+    (COMPILED, HAND_RECORDED),
+    (SEVERAL, HAND_RECORDED),
     (COMPILED, SCAN),
     (SEVERAL, SCAN),
     (STOCK, TOGETHER),
+    (COMPILED, MANY_TOGETHER),
     (PYTHAE, COMPILED),
 )
 PICTURE = Path(__file__).resolve().parent.parent / "docs" / "pictures" / "speed.png"
@@ -45,7 +50,7 @@ def write(results: dict[str, Any], folder: Path, name: str) -> str:
     (folder / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
     table = markdown(results)
     (folder / f"{name}.md").write_text(table)
-    if results.get("cases"):
+    if any(STOCK in found["milliseconds"] for sizes in results.get("cases", {}).values() for found in sizes.values()):
         picture(results["cases"], measure(results), PICTURE if name == _of_readme(folder) else folder / f"{name}.png")
     return table
 

@@ -49,10 +49,10 @@ def interleaved(
         start = time.perf_counter()
         try:
             contenders[name] = contender(name, case, batch_size, device)
-            contenders[name](batches)  # compiled by now
+            _turn(contenders[name], batches, device)  # compiled by now
             first[name] = time.perf_counter() - start
-        except Missing as why:
-            missing[name] = str(why)
+        except (Missing, torch.OutOfMemoryError) as why:  # the others are to be measured all the same
+            missing[name] = str(why).partition("\n")[0]
             contenders.pop(name, None)
     turns = {name: _turn(steps, batches, device) for name, steps in contenders.items()}
     rounds = max(5, min(rounds, int(seconds / sum(wall for wall, _ in turns.values()))))
@@ -82,7 +82,13 @@ def ratio(times: Times, above: str, below: str) -> dict[str, float]:
 
 
 def alone(name: str, case: str, batch_size: int, threads: int, device: str) -> dict[str, float]:
-    """Seconds to import and start, and to the first result with cold caches, and peak memory, in its own process."""
+    """Seconds to import and start, and to the first result with cold caches, and peak memory, in its own process.
+
+    Raises:
+        Missing: it has no place there, or failed.
+    """
+    from benchmarks.contenders import Missing
+
     with tempfile.TemporaryDirectory() as cache:
         environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache, "JAX_ENABLE_COMPILATION_CACHE": "false"}
         arguments = [name, case, str(batch_size), str(threads), device, str(time.time())]
@@ -90,7 +96,7 @@ def alone(name: str, case: str, batch_size: int, threads: int, device: str) -> d
         root = Path(__file__).resolve().parent.parent
         done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"{name}: {done.stderr.strip().splitlines()[-1]}")
+        raise Missing(done.stderr.strip().splitlines()[-1])
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
@@ -100,12 +106,19 @@ def _measure(name: str, case: str, batch_size: int, threads: int, device: str, l
 
     steps = contender(name, case, batch_size, device)
     start = time.time()
-    steps(bits(5, batch_size, device))
-    return {"start seconds": start - launched, "first steps seconds": time.time() - start, "peak MiB": _peak_mib()}
+    _turn(steps, bits(5, batch_size, device), device)
+    taken = time.time() - start
+    return {"start seconds": start - launched, "first steps seconds": taken, "peak MiB": _peak_mib(device)}
 
 
-def _peak_mib() -> float:
-    """Peak resident memory of this program; ``getrusage`` would count the parent that it was forked from."""
+def _peak_mib(device: str) -> float:
+    """Peak memory of this program, on a GPU what its arrays take there.
+
+    On a CPU what is resident; ``getrusage`` would count the parent that it was forked from.
+    """
+    if device == "cuda":
+        arrays = sys.modules["jax"].local_devices()[0].memory_stats() if "jax" in sys.modules else {}
+        return max(arrays.get("peak_bytes_in_use", 0), torch.cuda.max_memory_allocated()) / 2**20
     status = Path("/proc/self/status").read_text().splitlines()
     return next(float(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
 

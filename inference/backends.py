@@ -72,8 +72,8 @@ class Recorded:
             torch.cuda.current_stream().wait_stream(side)
             noise = torch.cuda.get_rng_state()
             self.graph = torch.cuda.CUDAGraph()
-            try:
-                with torch.cuda.graph(self.graph):
+            try:  # of this thread alone: another one may be reading data ahead into pinned memory
+                with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
                     self.outputs = list(function(*self.inputs))
             except RuntimeError as error:
                 self._leave(noise)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import evidence, report
+from benchmarks import contenders, evidence, report, timing
 from benchmarks.by_hand import MODELS
 from benchmarks.contenders import COMPILED, STOCK
 from benchmarks.parts import PARTS
@@ -98,3 +98,39 @@ def test_what_cannot_be_is_refused_before_anything_is_measured(arguments, messag
     found = run("--case", "--no-alone", "--no-growth", *arguments)
     assert (found.returncode, found.stdout) == (2, "")
     assert found.stderr.splitlines()[-1].startswith(f"benchmarks: {message}")
+
+
+def test_each_device_has_its_contenders():
+    cpu, gpu = contenders.contenders_on("cpu"), contenders.contenders_on("cuda")
+    assert {*cpu, *gpu} == {*contenders.ALL}
+    assert {*cpu} - {*gpu} == {contenders.PYTHAE}
+    assert {*gpu} - {*cpu} == {contenders.HAND_RECORDED, contenders.MANY_TOGETHER}
+
+
+def test_a_contender_that_fails_does_not_cost_the_others_their_turns(monkeypatch):
+    def fails(batches):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nAnd so on.")
+
+    def runs_eagerly(batches):
+        raise contenders.Missing("runs eagerly: it waits")
+
+    made = {COMPILED: fails, "other": runs_eagerly, STOCK: len}
+    monkeypatch.setattr(contenders, "contender", lambda name, *rest: made[name])
+    found = timing.interleaved("vae", made, 20, 5, 0.1, "cpu")
+    assert list(found["milliseconds"]) == [STOCK]
+    assert found["missing"] == {
+        COMPILED: "CUDA out of memory. Tried to allocate 2 GiB.",
+        "other": "runs eagerly: it waits",
+    }
+
+
+def test_a_contender_without_a_place_alone():
+    with pytest.raises(contenders.Missing, match=r"not installed|only its plain"):
+        timing.alone(contenders.PYTHAE, "gmm", 20, 1, "cpu")
+
+
+def test_without_stock_pyro_there_is_a_table_and_no_picture(tmp_path):
+    found = {"processor milliseconds": {COMPILED: [2.0, 2.1]}, "milliseconds": {COMPILED: [2.0, 2.1]}, "missing": {}}
+    results = {"machine": "a", "threads": 1, "device": "cuda", "versions": "b", "cases": {"vae": {"20": found}}}
+    assert "| ours, compiled | 2.05 [" in report.write(results, tmp_path, "cuda_1_thread")
+    assert not list(tmp_path.glob("*.png"))

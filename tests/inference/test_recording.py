@@ -91,7 +91,7 @@ def recorder(monkeypatch):
     """What a recording calls of ``torch.cuda``, so that it runs on a CPU; the generators that it leaves behind."""
     left = []
     cuda = {
-        **{name: lambda *args: nullcontext() for name in ("device", "stream", "graph")},
+        **{name: lambda *args, **kw: nullcontext() for name in ("device", "stream", "graph")},
         "Stream": lambda: SimpleNamespace(wait_stream=lambda other: None),
         "current_stream": lambda: SimpleNamespace(wait_stream=lambda other: None),
         "CUDAGraph": object,
