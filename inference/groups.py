@@ -15,7 +15,7 @@ def in_groups(runs: Sequence[Sequence[str]], jobs: int, together: str) -> list[l
 
     Args:
         runs: the arguments of each.
-        jobs: processes, over which runs that are alike are divided.
+        jobs: processes, over which runs are divided.
         together: auto where it pays, yes or no.
 
     Raises:
@@ -28,14 +28,14 @@ def in_groups(runs: Sequence[Sequence[str]], jobs: int, together: str) -> list[l
         alike.setdefault(_the_rest(arguments), []).append(place)
     groups = []
     for places in alike.values():
-        share = math.ceil(len(places) / jobs) if len(alike) == 1 else len(places)
+        share = _share(load(runs[places[0]]), len(places), len(runs), jobs, together)
         parts = [places[start : start + share] for start in range(0, len(places), share)]
         pays = share > 1 and _takes_steps(load(runs[places[0]])) and (together == "yes" or _pays(runs, parts[0]))
         groups += parts if pays else [[place] for place in places]
     if together == "yes" and all(len(group) == 1 for group in groups):
         raise ConfigError(
-            "grid.together=yes: no two runs of a process differ in seed, trainer.learning_rate, beta or temperature "
-            "alone; accepted: auto, no, or fewer grid.jobs"
+            "grid.together=yes: no two runs differ in seed, trainer.learning_rate, beta or temperature alone; "
+            "accepted: auto, no"
         )
     return sorted(groups)
 
@@ -44,6 +44,19 @@ def _the_rest(arguments: Iterable[str]) -> tuple[str, ...]:
     """The arguments that have to be the same."""
     keys = [(argument.partition("=")[0], argument) for argument in arguments]
     return tuple(a for key, a in keys if key not in VALUES and key.rpartition(".")[2] not in VALUE_NAMES)
+
+
+def _share(config: Config, alike: int, runs: int, jobs: int, together: str) -> int:
+    """How many of the runs that are alike go to one process.
+
+    On a CPU no more than leaves every process some runs. All processes share a GPU, which does best with
+    all at once.
+    """
+    from inference.assemble import find_device
+
+    if find_device(config.values.device).type != "cpu":
+        return alike
+    return min(alike, max(math.ceil(runs / jobs), 2 if together == "yes" else 1))
 
 
 def _takes_steps(config: Config) -> bool:

@@ -140,6 +140,18 @@ def test_which_runs_train_together():
     assert groups("seed=0,1", "trainer.epochs=1000", together="auto") == [[0], [1]]
     with pytest.raises(ConfigError, match="no two runs"):
         groups("guide=diagonal,full")
+    # no process of four is left without work; who insists gets pairs
+    two, pairs = ["guide=diagonal,full", "seed=0,1,2,3,4,5"], [[0, 1], [2, 3]]
+    assert groups(*two, jobs=4) == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
+    assert groups("seed=0,1,2,3", jobs=4) == pairs
+    assert groups("seed=0,1,2,3", "trainer.steps=20000", jobs=4, together="auto") == [[0], [1], [2], [3]]
+
+
+def test_on_a_gpu_all_that_are_alike_train_together(monkeypatch):
+    """Processes would share it, and each of their small steps would leave most of it idle."""
+    monkeypatch.setattr("inference.assemble.find_device", lambda name: torch.device("cuda", 0))
+    runs = [point.arguments for point in expand(["device=cuda", "guide=diagonal,full", "seed=range(0,32)"])]
+    assert in_groups(runs, 16, "auto") == [[*range(32)], [*range(32, 64)]]
 
 
 def test_the_grid_says_so(grids, tmp_path, capsys):
