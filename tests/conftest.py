@@ -10,7 +10,9 @@ import pyro
 import pytest
 import torch
 
+import run
 from inference.parameters import keep_in_modules
+from tests.commands import Say
 
 keep_in_modules()  # as the command line does; test_pyro_modes.py is about scripts that do not
 
@@ -26,6 +28,20 @@ def _clean_state() -> Iterator[None]:
     pyro.clear_param_store()
     yield
     torch.set_default_dtype(dtype)
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str]) -> Say:
+    """Runs a command that fails, and returns the one line that it says."""
+
+    def command(*arguments: object, status: int = 2) -> str:
+        capsys.readouterr()
+        assert run.main([str(argument) for argument in arguments]) == status
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("lowerbound: ")
+        return line
+
+    return command
 
 
 @pytest.fixture(scope="session")

@@ -50,7 +50,7 @@ def test_grids_that_no_halving_reaches_are_refused():
     assert halvings((1, 7, 5), (4, 2, 2), "it") == [(7, 5), (4, 3), (2, 2)]
     with pytest.raises(ValueError, match="LocalEncoder halves an image of 8x8: accepted: grids of 8x8, 4x4, 2x2, 1x1"):
         LocalEncoder((1, 8, 8), (3, 3, 3))
-    with pytest.raises(ValueError, match="goes between images.*accepted for others: mlp"):
+    with pytest.raises(ValueError, match=r"goes between images.*accepted for others: mlp"):
         LocalDecoder((3,), (1, 8, 8))
     with pytest.raises(ValueError, match="channels must be at least 1"):
         LocalDecoder((3, 2, 2), (1, 8, 8), channels=0)
