@@ -177,7 +177,7 @@ class NormalizedNVIL(NVIL):
             raise StructureError(
                 f"gradient={self.name} divides the whole gradient in the guide, and a part of that of "
                 f"{type(objective).__name__} does not come by the score; use gradient=nvil, or objective=elbo with "
-                "kl=monte_carlo"
+                "objective.kl=monte_carlo"
             )
 
     def estimate(self, objective: Bound, draw: Draw, x: Tensor) -> tuple[Tensor, Particles]:

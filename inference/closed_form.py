@@ -19,12 +19,14 @@ def closed_form_kl(name: str, q: TorchDistribution, p: TorchDistribution, q_mask
         StructureError: only one of the programs masks the site, or there is no closed form.
     """
     if (q_mask is None) != (p_mask is None):
-        raise StructureError(f"only one of model and guide masks site '{name}'; mask both, or use kl=monte_carlo")
+        raise StructureError(
+            f"only one of model and guide masks site '{name}'; mask both, or use objective.kl=monte_carlo"
+        )
     try:
         return scale_and_mask(kl_divergence(q, p), mask=q_mask)
     except NotImplementedError:
         raise StructureError(
-            f"no closed-form KL between {_kind(q)} and {_kind(p)} at site '{name}'; use kl=monte_carlo, or "
+            f"no closed-form KL between {_kind(q)} and {_kind(p)} at site '{name}'; use objective.kl=monte_carlo, or "
             "objective=trace_elbo"
         ) from None
 

@@ -202,5 +202,5 @@ def _expect_sampled_log_q(objective: Bound, name: str) -> None:
     if not objective.log_q_is_sampled:
         raise StructureError(
             f"gradient={name} is about log q of the draws, and {type(objective).__name__} takes its KL in closed form; "
-            "use kl=monte_carlo where it has that option, or gradient=reparameterized"
+            "use objective.kl=monte_carlo where it has that option, or gradient=reparameterized"
         )

@@ -78,6 +78,7 @@ def grid(arguments: Sequence[str], console: Console) -> Path:
     """
     own, rest = split_arguments(arguments, ("run.dir", "grid.jobs", "grid.together"))
     points = expand(rest)
+    _refuse_twice([point.name for point in points])
     labels = list(points[0].labels)
     if not labels:
         raise ConfigError("-m runs a grid: give some option several values, such as seed=0,1,2 or guide=diagonal,full")
@@ -105,6 +106,13 @@ def grid(arguments: Sequence[str], console: Console) -> Path:
     if failed:
         raise GridError(f"{len(failed)} of {len(points)} runs failed; the others are kept. {failed[0]['error']}")
     return page
+
+
+def _refuse_twice(names: Sequence[str]) -> None:
+    """Each run has the folder of its name to itself."""
+    for place, name in enumerate(names):
+        if name in names[:place]:
+            raise ConfigError(f"the grid has {name} twice; accepted: each combination once")
 
 
 def split_arguments(arguments: Sequence[str], keys: Sequence[str]) -> tuple[dict[str, str], list[str]]:

@@ -87,7 +87,7 @@ def resumable(folder: Path) -> Iterator[None]:
 def expect_run(folder: Path) -> None:
     """Refuse a directory that is no run."""
     if not (folder / "config.yaml").is_file():
-        raise CheckpointError(f"{folder} is not a run: it has no config.yaml")
+        raise ConfigError(f"{folder} is not a run: it has no config.yaml")
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

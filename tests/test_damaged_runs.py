@@ -85,7 +85,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], int, str]] = {
     "config emptied": (lambda f: (f / "config.yaml").write_text(""), 2, "config.yaml; mapping"),
     "config no YAML": (lambda f: (f / "config.yaml").write_text("a: ["), 2, "config.yaml is not YAML"),
     "config binary": (lambda f: (f / "config.yaml").write_bytes(b"\xff\x00"), 2, "config.yaml is not YAML"),
-    "config gone": (lambda f: (f / "config.yaml").unlink(), 1, "is not a run"),
+    "config gone": (lambda f: (f / "config.yaml").unlink(), 2, "is not a run"),
 }
 
 

@@ -146,5 +146,5 @@ def test_a_run_without_its_evidence_is_told_how_to_get_it(runs, content, message
 def test_options_are_refused(runs, capsys):
     assert run.main(["compare", str(runs / "plain0"), "seed=1"]) == 2
     assert "folders of runs" in capsys.readouterr().err
-    assert run.main(["compare", str(runs / "plain0"), str(runs)]) == 1
+    assert run.main(["compare", str(runs / "plain0"), str(runs)]) == 2
     assert "is not a run" in capsys.readouterr().err
