@@ -31,7 +31,7 @@ def compare(arguments: Sequence[str], console: Console) -> Path:
         console: who is told.
 
     Raises:
-        ConfigError: too few runs, or runs that were not scored on the same data.
+        ConfigError: too few runs, a folder that is none, or runs that were not scored on the same data.
         CheckpointError: a folder without a finished run.
     """
     own, folders = split_arguments(arguments, ("run.dir",))

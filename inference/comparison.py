@@ -71,7 +71,8 @@ def read_run(folder: Path) -> Finished:
     """What a finished run's files say.
 
     Raises:
-        CheckpointError: it is no run, is not finished, or a file is damaged.
+        ConfigError: it is no run.
+        CheckpointError: it is not finished, or a file is damaged.
     """
     expect_run(folder)
     summary = read_summary(folder)

@@ -110,11 +110,13 @@ class Particles:
             return {n: per_datum(z.sampled_kl(n), shape) for n, z in self.latents.items()}
         if self.auxiliary:
             raise StructureError(
-                f"the guide's auxiliary sites {list(self.auxiliary)} leave no closed-form KL; use objective.kl=monte_carlo"
+                f"the guide's auxiliary sites {list(self.auxiliary)} leave no closed-form KL; use "
+                "objective.kl=monte_carlo"
             )
         if len(self.latents) > 1 and not self.same_order:
             raise StructureError(
-                "a closed-form KL needs the guide to sample its latents in the model's order; use objective.kl=monte_carlo"
+                "a closed-form KL needs the guide to sample its latents in the model's order; use "
+                "objective.kl=monte_carlo"
             )
         return {
             name: per_datum(closed_form_kl(name, z.q, z.p, z.q_mask, z.p_mask), shape)

@@ -91,7 +91,7 @@ def test_the_closed_form_kl_is_the_mean_log_ratio(name):
 def test_no_closed_form_kl_against_the_models_order():
     model, x = two_layer(), torch.randn(N, X)
     guide = GUIDES["bottom_up"]((X,), Linear, model)
-    with pytest.raises(StructureError, match="sample its latents in the model's order; use objective.kl=monte_carlo"):
+    with pytest.raises(StructureError, match=r"sample its latents in the model's order; use objective.kl=monte_carlo"):
         particles(model, guide, x).analytic_kl()
 
 

@@ -105,7 +105,7 @@ def test_families_without_a_split_or_a_closed_form_are_refused_with_what_would_d
     with pytest.raises(StructureError, match=r"does not split over its dimensions; use objective\.group=site or all"):
         FreeBits().bound(whole, correlated, x)
     assert FreeBits(group="all").bound(whole, correlated, x).isfinite().all()
-    with pytest.raises(StructureError, match="in the model's order; use objective.kl=monte_carlo"):
+    with pytest.raises(StructureError, match=r"in the model's order; use objective.kl=monte_carlo"):
         FreeBits(group="all").bound(HierarchicalModel(), HierarchicalGuide(upwards=True), x)
     for group in ("dimension", "site", "all"):
         objective = FreeBits(0.5, group, kl="monte_carlo")
