@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_leaves
 
 from inference.capture import CannotCapture, Captured
 from inference.fusions import fuse_bernoulli
@@ -124,8 +125,17 @@ def elsewhere(captured: Captured, device: torch.device) -> list[int]:
 
 
 def is_written(node: Node) -> bool:
-    """Whether an operation that changes its arguments has this among them."""
-    return any(user.target._schema.is_mutable for user in node.users if hasattr(user.target, "_schema"))
+    """Whether an operation writes into the tensor, or into a view of it."""
+    for user in node.users:
+        schema = getattr(user.target, "_schema", None)  # none: one is taken out of several views
+        if schema is None or user.target.is_view:  # type: ignore[union-attr]
+            if is_written(user):
+                return True
+        elif any(
+            a.is_write and node in tree_leaves(given) for a, given in zip(schema.arguments, user.args, strict=False)
+        ):
+            return True
+    return False
 
 
 @contextmanager

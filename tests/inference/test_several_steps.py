@@ -2,17 +2,22 @@
 
 from functools import partial
 
+import pyro
+import pyro.distributions as dist
 import pyro.infer
 import pytest
 import torch
+from pyro.nn import PyroModule
 
 from inference.annealing import AnnealedELBO
+from inference.backends import is_written
+from inference.capture import capture
 from inference.checkpoint import rng_state, set_rng_state
 from inference.compiled import CompiledSVI
 from inference.engine import SVI
 from inference.objectives import ELBO
 from inference.particles import validation
-from tests.inference.engines import batches, losses, pair, parameters, shared, vae_svi
+from tests.inference.engines import PIXELS, batches, losses, pair, parameters, shared, vae_svi
 from tests.inference.test_compiled import RATES, Model, Weighted
 
 three = partial(CompiledSVI, inductor=False, steps_per_call=3)
@@ -102,3 +107,50 @@ def test_what_cannot_be_captured_steps_one_by_one():
 def test_at_least_one_step_per_call():
     with pytest.raises(ValueError, match="steps_per_call must be at least 1, got 0"):
         vae_svi(partial(CompiledSVI, steps_per_call=0), ELBO())
+
+
+class Averaging(PyroModule):
+    """A model that keeps a running mean of its draws in a part of a small buffer, and predicts by it."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Linear(2, PIXELS)
+        self.register_buffer("kept", torch.zeros(4))
+
+    def forward(self, x):
+        with pyro.plate("data", x.shape[0], dim=-1):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            with torch.no_grad():
+                self.kept[1:3].mul_(0.9).add_(z.detach().mean())
+            pyro.sample("x", dist.Bernoulli(logits=self.net(z) + self.kept.sum()).to_event(1), obs=x)
+
+
+def test_what_a_step_writes_through_a_view_the_next_one_reads():
+    """It is not taken for a weight that somebody sets before each step."""
+
+    def built(kind):
+        _, guide = pair()
+        model = Averaging()
+        return kind(model, guide, shared(model, guide), ELBO())
+
+    xs = batches(9)
+    eager, several = built(SVI), built(three)
+    expected = losses(eager, xs)
+    torch.testing.assert_close(in_calls(several, xs), expected, rtol=1e-10, atol=0)
+    assert any(key[-1] == 3 for key in several._graphs)
+    torch.testing.assert_close(several.model.kept, eager.model.kept, rtol=1e-10, atol=0)
+    assert (eager.model.kept[1:3] != 0).all()
+
+
+def test_what_is_only_read_is_not_taken_for_written():
+    kept, weight, whole = torch.zeros(3), torch.ones(3), torch.zeros(4, 3)
+
+    def function(x):
+        kept.add_(weight)
+        whole.split(2)[1].copy_(x)
+        return [kept * x]
+
+    captured = capture(function, [torch.ones(2, 3)])
+    nodes = [node for node in captured.graph.graph.nodes if node.op == "placeholder"]
+    written = {id(tensor): is_written(node) for tensor, node in zip(captured.tensors, nodes, strict=False)}
+    assert written == {id(kept): True, id(weight): False, id(whole): True}
