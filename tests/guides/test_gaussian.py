@@ -59,7 +59,7 @@ def test_unconditional_is_blind():
     assert torch.equal(core(x).stddev, core.log_scale.exp())
 
 
-@pytest.mark.row("0.5")
+@pytest.mark.row("0.5", "4.2")
 def test_one_call_serves_a_batch_with_parameters_that_do_not_grow():
     core = random_core()
     guide = Amortized(core)

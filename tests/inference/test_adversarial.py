@@ -22,7 +22,7 @@ from models.priors import StandardNormal
 from run import main
 
 
-@pytest.mark.row("1.29")
+@pytest.mark.row("0.28", "1.29")
 def test_the_best_discriminator_and_the_value_of_the_game():
     p, g = torch.randn(20, 6).softmax(-1), torch.randn(20, 6).softmax(-1)
     best = best_discriminator(p, g)

@@ -95,6 +95,7 @@ def test_rare_tokens_can_be_written():
     assert torch.equal(decompress(prior, compress(prior, tokens), 20), tokens)
 
 
+@pytest.mark.row("3.44")
 def test_ratios_are_arithmetic():
     assert raw_bits((3, 128, 128), 256) / token_bits(32 * 32, 512) == pytest.approx(42.667, abs=1e-3)
     assert raw_bits((3, 256, 256), 256) == 3 * 256 * 256 * 8

@@ -161,7 +161,7 @@ def linear():
     return model
 
 
-@pytest.mark.row("1.3", "5.6", "0.5")
+@pytest.mark.row("1.3", "5.6", "0.5", "4.2")
 def test_what_a_guide_loses_that_does_not_see_the_datum(linear):
     x, oracle = torch.randn(20, 3), as_oracle(linear)
     means, covariance = oracles.ppca_posterior(x.numpy(), oracle)

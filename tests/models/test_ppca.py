@@ -44,7 +44,7 @@ def test_evidence_is_the_marginal_gaussian(latent_dim):
     assert np.allclose(model.covariance().detach(), oracles.ppca_covariance(as_oracle(model)), atol=1e-12)
 
 
-@pytest.mark.row("0.5", "1.8")
+@pytest.mark.row("0.5", "1.8", "2.12", "4.2")
 @pytest.mark.parametrize("latent_dim", [1, 2, 6, 9])
 def test_posterior_is_gaussian_conditioning(latent_dim):
     model, x = random_model(latent_dim=latent_dim), torch.randn(7, 2, 3)
@@ -58,7 +58,7 @@ def test_posterior_is_gaussian_conditioning(latent_dim):
     assert torch.allclose(posterior.precision_matrix, m / model.likelihood.scale**2, atol=1e-8)
 
 
-@pytest.mark.row("0.3", "0.5", "1.5")
+@pytest.mark.row("0.3", "0.5", "1.5", "4.2")
 def test_the_bound_is_tight_at_the_posterior_and_nowhere_else():
     model, x = random_model(), torch.randn(7, 2, 3)
     rows, oracle = x.flatten(1).numpy(), as_oracle(model)
@@ -74,7 +74,7 @@ def test_the_bound_is_tight_at_the_posterior_and_nowhere_else():
         assert min(gap) > 1e-3
 
 
-@pytest.mark.row("0.5")
+@pytest.mark.row("0.5", "4.2")
 def test_the_program_scores_joint_probabilities_of_bayes_theorem():
     model, x = random_model(), torch.randn(7, 2, 3)
     guide = Amortized(ExactPosterior(model))

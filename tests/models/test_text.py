@@ -35,6 +35,7 @@ def every_line(length=3, levels=3):
     return torch.tensor(list(itertools.product(range(levels), repeat=length))).to(torch.get_default_dtype())
 
 
+@pytest.mark.row("3.8")
 def test_the_mass_of_all_lines_is_one_whatever_the_latent(likelihood):
     mass = likelihood(torch.randn(4, 1, 2)).log_prob(every_line()).exp()  # (4, 27)
     assert torch.allclose(mass.sum(1), torch.ones(4), atol=1e-12)
@@ -51,6 +52,7 @@ def test_nothing_follows_the_end(likelihood):
     assert torch.equal(p_x.expand((27,)).log_prob(x).isfinite(), lines)
 
 
+@pytest.mark.row("3.8")
 def test_a_token_is_told_of_those_before_it_alone(likelihood):
     lines, z = likelihood.lines, torch.randn(1, 2)
     before = torch.tensor([[lines.begin, 1, 2]])
@@ -70,6 +72,7 @@ def test_writing_token_by_token_uses_the_same_logits(likelihood):
         assert torch.allclose(here, whole[:, place], atol=1e-12)
 
 
+@pytest.mark.row("3.8")
 def test_draws_come_as_often_as_they_should(likelihood):
     p_x, count = likelihood(torch.randn(2)), 20_000
     expected = p_x.expand((27,)).log_prob(every_line()).exp().detach()

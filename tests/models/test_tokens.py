@@ -175,7 +175,7 @@ def markov_source(count, grid, transition):
 TRANSITION = torch.tensor([[0.8, 0.15, 0.05], [0.1, 0.2, 0.7], [0.6, 0.3, 0.1]], dtype=torch.float64)
 
 
-@pytest.mark.row("0.39", "3.38")
+@pytest.mark.row("0.39", "3.8", "3.38")
 @pytest.mark.parametrize("name", [*NEURAL, "stationary markov", "markov"])
 def test_training_reaches_the_entropy_of_a_known_source(name):
     torch.set_default_dtype(torch.float32)
