@@ -35,6 +35,13 @@ class WeightedELBO(ELBO):
         return draws.log_likelihood - self.kl_weight * self.divergence(draws)
 
 
+def checked_beta(beta: float) -> float:
+    """A weight of the KL that can be."""
+    if not 0 <= beta < math.inf:
+        raise ValueError(f"beta must be 0 or above and finite, got {beta}")
+    return beta
+
+
 class BetaELBO(WeightedELBO):
     """The beta-VAE objective, the KL times beta (Higgins et al. 2017).
 
@@ -57,9 +64,7 @@ class BetaELBO(WeightedELBO):
         max_plate_nesting: int | None = None,
         gradient: str | GradientEstimator = "reparameterized",
     ) -> None:
-        if not 0 <= beta < math.inf:
-            raise ValueError(f"beta must be 0 or above and finite, got {beta}")
-        super().__init__(beta, particles, kl, max_plate_nesting, gradient)
+        super().__init__(checked_beta(beta), particles, kl, max_plate_nesting, gradient)
 
 
 class AnnealedELBO(WeightedELBO):

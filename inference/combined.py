@@ -1,11 +1,10 @@
 """Several remedies against posterior collapse in one objective: weight, schedule, free bits, and the aggregate held."""
 
-import math
 from typing import Literal
 
 from torch import Tensor
 
-from inference.annealing import AnnealedELBO
+from inference.annealing import AnnealedELBO, checked_beta
 from inference.free_bits import FreeBits
 from inference.gradients import GradientEstimator
 from inference.infovae import InfoVAE
@@ -61,9 +60,7 @@ class CombinedELBO(AnnealedELBO):
         gradient: str | GradientEstimator = "reparameterized",
     ) -> None:
         super().__init__(warmup, schedule, start, cycles, particles, kl, max_plate_nesting, gradient)
-        if not 0 <= beta < math.inf:
-            raise ValueError(f"beta must be 0 or above and finite, got {beta}")
-        self.beta, self.alpha, self.scale = beta, alpha, scale
+        self.beta, self.alpha, self.scale = checked_beta(beta), alpha, scale
         self.kl_weight.fill_(beta)  # until it is told how far the run is
         free = FreeBits(nats, group, floor_of, kl=kl if nats else "analytic")
         held = InfoVAE(alpha, scale, kernel, bandwidth)

@@ -15,27 +15,13 @@ from guides.amortized import Amortized
 from guides.gaussian import Unconditional
 from inference.objectives import IWAE
 from inference.particles import particles
-from models.ppca import PPCA
 from tests import brute_force, oracles
+from tests.pairs import as_oracle, linear
 from tests.programs import (
     TableGuide,
     TableModel,
     at,
 )
-
-
-def linear(data_dim=3, latent_dim=2):
-    model = PPCA((data_dim,), latent_dim)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn_like(parameter))
-        model.likelihood.log_scale.fill_(-0.4)
-    return model
-
-
-def as_oracle(model):
-    p = model.likelihood
-    return oracles.LinearModel(p.weight.detach().numpy(), p.loc.detach().numpy(), p.scale.item())
 
 
 @pytest.mark.parametrize("datum", [0, 21, 63])

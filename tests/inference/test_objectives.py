@@ -18,9 +18,9 @@ from inference.particles import StructureError
 from models.latent import LatentVariableModel
 from models.likelihoods import Bernoulli
 from models.nets import MLP, Linear
-from models.ppca import PPCA
 from models.priors import StandardNormal
 from tests import oracles
+from tests.pairs import as_oracle, linear
 from tests.programs import (
     HierarchicalGuide,
     HierarchicalModel,
@@ -44,20 +44,6 @@ def hierarchical():
 
 def subsampled():
     return SubsampledModel(batch=3), SubsampledGuide(batch=3), torch.randn(10, 3)
-
-
-def linear(data_dim=3, latent_dim=2):
-    model = PPCA((data_dim,), latent_dim)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn_like(parameter))
-        model.likelihood.log_scale.fill_(-0.4)
-    return model
-
-
-def as_oracle(model):
-    p = model.likelihood
-    return oracles.LinearModel(p.weight.detach().numpy(), p.loc.detach().numpy(), p.scale.item())
 
 
 def at_the_same_noise(*runs, seed=1):

@@ -7,37 +7,18 @@ import torch
 from pyro import poutine
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
-from guides.amortized import Amortized
-from guides.gaussian import DiagonalNormal
 from inference.particles import (
     StructureError,
     guess_max_plate_nesting,
     particles,
 )
-from models import likelihoods
-from models.latent import LatentVariableModel
-from models.nets import MLP
-from models.priors import LearnedNormal
+from tests.pairs import binary, composed
 from tests.programs import (
     HierarchicalGuide,
     HierarchicalModel,
     SubsampledGuide,
     SubsampledModel,
 )
-
-
-def composed(event_shape=(5,), latent_dim=2):
-    net = lambda i, o: MLP(i, o, (6,))  # noqa: E731
-    prior = LearnedNormal((latent_dim,))
-    with torch.no_grad():
-        prior.loc.normal_()
-        prior.log_scale.normal_()
-    model = LatentVariableModel(prior, likelihoods.Bernoulli(event_shape, (latent_dim,), net))
-    return model, Amortized(DiagonalNormal((latent_dim,), event_shape, net))
-
-
-def binary(*shape):
-    return torch.randint(0, 2, shape).double()
 
 
 @pytest.mark.parametrize("num_particles", [1, 2, 5])

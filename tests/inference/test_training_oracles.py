@@ -23,6 +23,7 @@ from models.nets import Linear
 from models.ppca import PPCA
 from models.priors import StandardNormal
 from tests import brute_force, oracles
+from tests.pairs import as_oracle
 
 
 def fit(model, guide, x, objective, steps, learning_rate=0.02, programs=None):
@@ -33,11 +34,6 @@ def fit(model, guide, x, objective, steps, learning_rate=0.02, programs=None):
     for step in range(steps):
         optimizer.set_learning_rate(learning_rate * cosine(step / steps))
         svi.step(x)
-
-
-def as_oracle(model):
-    p = model.likelihood
-    return oracles.LinearModel(p.weight.detach().numpy(), p.loc.detach().numpy(), p.scale.item())
 
 
 def mean_log_evidence(model, x):

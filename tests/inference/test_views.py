@@ -20,27 +20,14 @@ from inference.particles import (
 )
 from models import likelihoods
 from models.latent import LatentVariableModel
-from models.nets import MLP, Linear
+from models.nets import Linear
 from models.ppca import PPCA
-from models.priors import LearnedNormal, StandardNormal
+from models.priors import StandardNormal
+from tests.pairs import binary, composed
 from tests.programs import (
     HierarchicalGuide,
     HierarchicalModel,
 )
-
-
-def composed(event_shape=(5,), latent_dim=2):
-    net = lambda i, o: MLP(i, o, (6,))  # noqa: E731
-    prior = LearnedNormal((latent_dim,))
-    with torch.no_grad():
-        prior.loc.normal_()
-        prior.log_scale.normal_()
-    model = LatentVariableModel(prior, likelihoods.Bernoulli(event_shape, (latent_dim,), net))
-    return model, Amortized(DiagonalNormal((latent_dim,), event_shape, net))
-
-
-def binary(*shape):
-    return torch.randint(0, 2, shape).double()
 
 
 @pytest.mark.row("0.12", "4.6")

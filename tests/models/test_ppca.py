@@ -15,6 +15,7 @@ from models.likelihoods import optimal_scale
 from models.ppca import PPCA, maximum_likelihood
 from models.tractable import DegenerateError
 from tests import oracles
+from tests.pairs import as_oracle
 
 
 def random_model(event_shape=(2, 3), latent_dim=2):
@@ -24,11 +25,6 @@ def random_model(event_shape=(2, 3), latent_dim=2):
             parameter.copy_(torch.randn_like(parameter))
         model.likelihood.log_scale.fill_(-0.4)
     return model
-
-
-def as_oracle(model):
-    p = model.likelihood
-    return oracles.LinearModel(p.weight.detach().numpy(), p.loc.detach().numpy(), p.scale.item())
 
 
 def iris():
