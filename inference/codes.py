@@ -10,7 +10,7 @@ from pyro.distributions import Delta, Independent
 from torch import Tensor
 from torch.distributions import Categorical
 
-from inference.particles import Program, StructureError, encode
+from inference.particles import Program, StructureError, encode, particles
 from models.discrete import OneHots, base_of
 from models.dvae import OneHotPrior
 from models.tokens import TokenPrior
@@ -131,6 +131,24 @@ def is_certain(guide: Program, x: Tensor) -> bool:
     with torch.random.fork_rng():  # asking leaves no trace in the numbers that follow
         sites = encode(guide, x[:1]).values()
     return bool(sites) and all(isinstance(_base(q), HardCodes | Delta) for q in sites)
+
+
+def is_a_point(model: Program, guide: Program, x: Tensor) -> bool:
+    """Whether the guide has one point among the reals for each datum: the autoencoder, which no bound is known of.
+
+    A point has no density beside that of the prior: KL(q(z|x) || p(z)) is infinite, and so is the marginal KL. One code
+    among countably many has a mass, and its KL is -log p(z).
+    """
+    with torch.random.fork_rng():
+        latents = particles(model, guide, x[:1]).latents.values()
+    return any(isinstance(_base(latent.q), Delta) and not latent.p.support.is_discrete for latent in latents)
+
+
+def unbounded(summary: dict[str, Any]) -> dict[str, Any]:
+    """What an evaluation says, without what nothing is known of where each datum has a point."""
+    words = ("nll", "nll_stderr", "bits_per_dim", "nll_per_token", "perplexity", "marginal_kl")
+    missing = {f"test/{word}": None for word in words if f"test/{word}" in summary}
+    return summary | missing | {"test/kl_estimator": "−log p(z) at one point; the KL is infinite, the ELBO no bound"}
 
 
 def _base(q: Any) -> Any:

@@ -76,6 +76,8 @@ def read_run(folder: Path) -> Finished:
     """
     expect_run(folder)
     summary = read_summary(folder)
+    if summary.get("test/nll", 0.0) is None:
+        raise ConfigError(f"{folder} has no log p(x) to be compared: its guide is one point for each datum")
     asked = {**DEFAULTS, **chosen(read_recipe(str(folder / "config.yaml")))}  # a group that is not there is as usual
     words = {key: value for key, value in asked.items() if key not in UNASKED}
     seed = int(words.pop("seed", 0))

@@ -71,11 +71,13 @@ class Console:
         """The result in three lines."""
         nll, stderr, particles = summary["test/nll"], summary["test/nll_stderr"], summary["test/nll_particles"]
         how = f"importance sampling, {particles} particles" if particles > 1 else "the bound itself"
+        known = "log p(x) unknown: one point for each datum bounds nothing" if nll is None else (
+            f"log p(x) {-nll:.2f} +- {stderr:.2f} ({how})"
+        )  # fmt: skip
         print(
             f"test      ELBO {summary['test/elbo']:.2f} = reconstruction {summary['test/reconstruction']:.2f} "
             f"- KL {summary['test/kl']:.2f} nats per datum\n"
-            f"          log p(x) {-nll:.2f} +- {stderr:.2f} ({how}), "
-            f"{summary['test/active_units']} active units\n"
+            f"          {known}, {summary['test/active_units']} active units\n"
             f"report    {folder / 'report.html'}",
             flush=True,
         )

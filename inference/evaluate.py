@@ -4,14 +4,14 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from inference.codes import code_scores, is_certain
+from inference.codes import code_scores, is_a_point, is_certain, unbounded
 from inference.data import Source
 from inference.diagnostics import active_units, elbo_terms, kl_per_dimension
 from inference.exact_surgery import best_surgery
@@ -210,13 +210,15 @@ def validation_scores(
         terms = [elbo_terms(model, guide, some) for some in x.split(draws_at_once(model, x))]
         reconstruction = float(torch.cat([t.reconstruction for t in terms]).mean())
         kl = float(torch.cat([t.kl for t in terms]).mean())
+        point = is_a_point(model, guide, x)
         parts = best_surgery(model, guide, x[:surgery_data], x.shape[0], MOST_TRACKED) if surgery_data else None
         if parts is not None and parts.exact and parts.num_data == x.shape[0]:
             kl = parts.kl
         scores = {"valid/elbo": reconstruction - kl, "valid/reconstruction": reconstruction, "valid/kl": kl}
         if parts is not None:
             scores["valid/mutual_information"] = parts.mutual_information
-            scores["valid/marginal_kl"] = kl - parts.mutual_information
+            if not point:
+                scores["valid/marginal_kl"] = kl - parts.mutual_information
             scores["valid/active_units"] = active_units(guide, x)
         if gap_particles and not is_certain(guide, x):
             log_p = log_evidence(model, guide, x, gap_particles).log_p
@@ -246,7 +248,8 @@ def evaluate(
         on_progress: called with the number of data done and in all.
 
     Returns:
-        The ``test/...`` entries of ``summary.json`` in nats per datum, and the evidence datum by datum.
+        The ``test/...`` entries of ``summary.json`` in nats per datum, None what a guide without noise leaves unknown,
+        and the evidence datum by datum.
     """
     with evaluating(model, guide, seed=seed):
         certain = is_certain(guide, x)  # then one draw tells all, and log p(x) is estimated by the bound itself
@@ -260,6 +263,8 @@ def evaluate(
         evidence = log_evidence(
             model, guide, x, num_particles, settings.khat_data, on_progress=on_progress, weigh=weigh
         )
+        if point := is_a_point(model, guide, x):
+            evidence = replace(evidence, log_p=torch.full_like(evidence.log_p, math.nan))
         codes = code_scores(guide, x)
         exact = _exact(model, x)
         words = _per_token(model, x, evidence)
@@ -292,7 +297,7 @@ def evaluate(
         **({"test/code_prior_bits_per_image": kl / math.log(2)} if codes else {}),
         **words,
     }
-    return summary, evidence
+    return unbounded(summary) if point else summary, evidence
 
 
 def _exact(model: Program, x: Tensor) -> dict[str, float]:
@@ -335,7 +340,8 @@ def training_bound(model: Program, guide: Program, x: Tensor, settings: Evaluati
 def evidence_table(index: Tensor, evidence: Evidence) -> Table:
     """Datum by datum: its row in the split, log p(x) in nats, and its Pareto k-hat where that was computed."""
     khat = [*evidence.khat.tolist(), *[None] * (len(index) - len(evidence.khat))]
-    rows = zip(index.tolist(), evidence.log_p.tolist(), khat, strict=True)
+    log_p = [None if math.isnan(value) else value for value in evidence.log_p.tolist()]
+    rows = zip(index.tolist(), log_p, khat, strict=True)
     return Table(("row", "log_p", "khat"), tuple(rows))
 
 

@@ -14,7 +14,7 @@ from inference.figures import Figure
 # One line for each key of summary.json, in the order of the page.
 MEANINGS = {
     "test/nll": "−log p(x), estimated by importance sampling with the guide as proposal; lower is better. "
-    "On average it errs upwards.",
+    "On average it errs upwards. None where each datum has a point, which bounds nothing.",
     "test/nll_stderr": "Standard error of the line above, from the spread over held-out data.",
     "test/nll_exact": "−log p(x) in closed form, where the model has it: what the estimate is to be held against.",
     "test/nll_particles": "Importance samples for each datum behind the estimate of log p(x); with 1, it "
@@ -29,7 +29,8 @@ MEANINGS = {
     "test/mutual_information": "The part of the KL that tells data apart: what z knows about x under the guide.",
     "test/mutual_information_upper": "The same, estimated so that it is high on average where the split of the KL was "
     "taken on a part of the data, as the line above is then low.",
-    "test/marginal_kl": "The rest of the KL: how far the codes of all data together are from the prior.",
+    "test/marginal_kl": "The rest of the KL: how far the codes of all data together are from the prior. None where "
+    "each datum has a point: it is infinite.",
     "test/active_units": "Latent dimensions, or one-hot vectors, whose posterior mean moves from datum to datum.",
     "test/khat_median": "Median tail index of the importance weights. Above 0.7 the estimate of log p(x) is not to be "
     "trusted; below it that is no proof.",

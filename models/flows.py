@@ -309,5 +309,7 @@ def _silence(layer: nn.Linear) -> None:
 
 def _at_least_two(dim: int, owner: str) -> int:
     if dim < 2:
-        raise ValueError(f"{owner} needs at least 2 dimensions, got {dim}; a planar one works with 1")
+        raise ValueError(
+            f"{owner} needs at least 2 dimensions, got {dim}; accepted with 1: guide=planar, or prior=mixture"
+        )
     return dim

@@ -98,8 +98,8 @@ def collapse(arguments: list[str], settings: CollapseSettings, folder: Path, con
         raise ConfigError(f"{failed[0]['run']} failed: {failed[0]['error']}")
     for point, result in zip(points, results, strict=True):
         result.update(point.labels)  # a run's summary has words of its own under some of these names
-        gap = -result["test/nll"] - result["test/elbo"]
-        result["test/kl_to_posterior"] = gap if result["test/nll_particles"] > 1 else None
+        known = result["test/nll_particles"] > 1 and result["test/nll"] is not None
+        result["test/kl_to_posterior"] = -result["test/nll"] - result["test/elbo"] if known else None
     curves = {result["run"]: _tracked(read_rows(runs / result["run"] / "metrics.jsonl")) for result in results}
     write_atomically(folder / "curves.csv", _curves_csv(results, curves))
     table = over_seeds(results, ["beta", "decoder", "remedy", "seed"], MEASURED)

@@ -148,3 +148,11 @@ def test_options_are_refused(runs, capsys):
     assert "folders of runs" in capsys.readouterr().err
     assert run.main(["compare", str(runs / "plain0"), str(runs)]) == 2
     assert "is not a run" in capsys.readouterr().err
+
+
+def test_a_run_without_a_bound_is_refused(runs, tmp_path, capsys):
+    written(tmp_path / "points", runs / "half0", guide={"name": "deterministic"})
+    summary = json.loads((runs / "half0" / "summary.json").read_text()) | {"test/nll": None}
+    (tmp_path / "points" / "summary.json").write_text(json.dumps(summary))
+    assert run.main(["compare", str(runs / "plain0"), str(tmp_path / "points")]) == 2
+    assert "no log p(x) to be compared" in capsys.readouterr().err

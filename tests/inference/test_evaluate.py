@@ -12,6 +12,7 @@ from scipy.special import logsumexp
 from torch import nn
 
 from guides.amortized import Amortized
+from guides.deterministic import Deterministic
 from guides.exact import ExactPosterior
 from guides.gaussian import DiagonalNormal, Unconditional
 from inference import evaluate as evaluation
@@ -25,8 +26,12 @@ from inference.evaluate import (
     validation_scores,
 )
 from inference.export import import_arviz
+from models.flow_prior import CouplingPrior
+from models.latent import LatentVariableModel
+from models.likelihoods import FixedGaussian
 from models.nets import Linear
 from models.ppca import PPCA
+from models.priors import LearnedNormal
 from tests import oracles
 from tests.programs import HierarchicalGuide, HierarchicalModel, at
 
@@ -301,3 +306,25 @@ def test_held_out_data_are_a_fair_sample():
     assert abs(counts.mean() - 20) < 1e-9
     assert abs(counts.var() / 18 - 1) < 5 * math.sqrt(2 / 1000)
     assert abs(counts[:500].mean() - 20) < 5 * math.sqrt(18 / 1000)  # of 500 rows against the rest
+
+
+@pytest.mark.parametrize("prior", [LearnedNormal, CouplingPrior])
+def test_a_point_for_each_datum_bounds_nothing(prior):
+    """Its KL is infinite: as the noise of a guide goes, the ELBO falls without end, and the point's has no number."""
+    x = torch.randn(20, 3)
+    model = LatentVariableModel(prior((2,)), FixedGaussian((3,), (2,), Linear))
+    settings = EvaluationSettings(particles=4, elbo_samples=2)
+    point, _ = evaluate(model, Amortized(Deterministic((2,), (3,), Linear)), x, settings, seed=0)
+    for name in ("nll", "nll_stderr", "bits_per_dim", "marginal_kl"):
+        assert point[f"test/{name}"] is None
+    assert "infinite" in point["test/kl_estimator"]
+    assert math.isfinite(point["test/reconstruction"])
+    with pyro.validation_enabled(False):
+        noisy = Amortized(DiagonalNormal((2,), (3,), Linear))
+        known, _ = evaluate(model, noisy, x, settings, seed=0)
+    assert math.isfinite(known["test/nll"])
+    assert math.isfinite(known["test/marginal_kl"])
+    scores = validation_scores(model, Amortized(Deterministic((2,), (3,), Linear)), x, 0, surgery_data=10)
+    assert "valid/marginal_kl" not in scores
+    assert scores["valid/mutual_information"] <= math.log(10)
+    assert "valid/marginal_kl" in validation_scores(model, noisy, x, 0, surgery_data=10)
