@@ -52,6 +52,20 @@ class Finished:
 
 
 @dataclass(frozen=True)
+class _Start:
+    """Where a run started from: the same place as any run that was asked for the same, with whatever seed."""
+
+    folder: str
+    asked: str
+
+    def __repr__(self) -> str:
+        return self.asked
+
+    def __str__(self) -> str:
+        return self.folder
+
+
+@dataclass(frozen=True)
 class Kind:
     """Runs that differ in seed alone."""
 
@@ -78,9 +92,7 @@ def read_run(folder: Path) -> Finished:
     summary = read_summary(folder)
     if summary.get("test/nll", 0.0) is None:
         raise ConfigError(f"{folder} has no log p(x) to be compared: its guide is one point for each datum")
-    asked = {**DEFAULTS, **chosen(read_recipe(str(folder / "config.yaml")))}  # a group that is not there is as usual
-    words = {key: value for key, value in asked.items() if key not in UNASKED}
-    seed = int(words.pop("seed", 0))
+    words, seed = _asked(folder)
     path = folder / "evidence.csv"
     try:
         with path.open(newline="") as file:
@@ -93,6 +105,25 @@ def read_run(folder: Path) -> Finished:
         raise CheckpointError(f"{path} is damaged. Try: python run.py evaluate {shlex.quote(str(folder))}")
     rows, log_p = (np.array(values) for values in zip(*scores, strict=True))
     return Finished(folder, words, seed, summary, rows, log_p)
+
+
+def _asked(folder: Path) -> tuple[dict[str, Any], int]:
+    """What a run was asked for that may make a difference, without its seed, and the seed."""
+    asked = {**DEFAULTS, **chosen(read_recipe(str(folder / "config.yaml")))}  # a group that is not there is as usual
+    words = {key: value for key, value in asked.items() if key not in UNASKED}
+    seed = int(words.pop("seed", 0))
+    if start := words.get("run.start"):
+        words["run.start"] = _started_from(Path(start))
+    return words, seed
+
+
+def _started_from(folder: Path) -> _Start:
+    """The run that one with this seed started from; where its recipe is gone, its folder says all there is to say."""
+    try:
+        words, _ = _asked(folder)
+    except ConfigError:
+        return _Start(str(folder), str(folder))
+    return _Start(str(folder), repr(sorted(words.items())))
 
 
 def in_kinds(runs: Sequence[Finished]) -> list[Kind]:
@@ -216,7 +247,7 @@ def _one_or_all(values: Any) -> Any:
 
 def _readable(key: str, value: Any) -> str:
     if key == "run.start":
-        return f"from {Path(value).name}"
+        return f"from {Path(str(value)).name}"
     return f"{key.rpartition('.')[2]} {_shown(value)}" if "." in key else _shown(value)
 
 

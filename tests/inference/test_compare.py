@@ -96,6 +96,22 @@ def test_runs_that_differ_in_seed_alone_are_one_row_with_both_errors(runs, tmp_p
     assert rows[1]["log_p_gain_stderr_over_data"] > 0
 
 
+def test_runs_of_two_seeds_may_each_have_started_from_alike(runs, tmp_path):
+    starts = {name: str(runs / name) for name in ("plain0", "plain1", "half1")}
+    written(runs / "on_half0", runs / "half0", run={"start": starts["plain0"]})
+    written(runs / "on_half1", runs / "half0", seed=1, run={"start": starts["plain1"]})
+    written(runs / "on_other1", runs / "half0", seed=1, run={"start": starts["half1"]})
+    written(runs / "on_gone1", runs / "half0", seed=1, run={"start": str(runs / "gone")})
+    written(runs / "on_same1", runs / "half0", seed=1, run={"start": starts["plain0"]})
+    for second in ("on_half1", "on_same1"):
+        rows = compared(runs, ["plain0", "plain1", "on_half0", second], tmp_path / second)
+        assert [row["seeds"] for row in rows] == ["0 1", "0 1"]
+        assert rows[1]["run.start"] == starts["plain0"]
+    for other in ("on_other1", "on_gone1"):  # another start, and one of which nothing is known
+        rows = compared(runs, ["plain0", "plain1", "on_half0", other], tmp_path / other)
+        assert [row["seeds"] for row in rows] == ["0 1", "0", "1"]
+
+
 def test_a_datum_that_two_runs_saw_is_one_draw():
     rng = np.random.default_rng(0)
     rows, first, second = np.arange(50), rng.normal(size=50), rng.normal(size=50)
