@@ -206,7 +206,9 @@ def test_steep_maps_are_inverted():
 
 @pytest.mark.parametrize("make", [CouplingLayer, spline_layer, AutoregressiveLayer])
 def test_one_dimension_is_refused(make):
-    with pytest.raises(ValueError, match="at least 2 dimensions, got 1; accepted with 1: guide=planar, or prior=mixture"):
+    with pytest.raises(
+        ValueError, match="at least 2 dimensions, got 1; accepted with 1: guide=planar, or prior=mixture"
+    ):
         make(1)
 
 
