@@ -14,6 +14,7 @@ ACCEPTED = (
     "rows (N, D), (N, H, W) or (N, C, H, W); uint8 or bool for bits and grey levels, float16, float32 or float64 for "
     "real numbers, all finite"
 )
+LARGEST = 1e15  # in single precision a square ends at 3e38
 SUPPORTS = {"bernoulli": "binary", "categorical": "levels", "logistic": "levels", "pixelcnn": "levels"}
 OWN = "own"  # stated for a model that has a likelihood of its own, which is checked once the model is there
 CHUNK = 1 << 22  # values looked at together when a file larger than memory is checked
@@ -108,6 +109,10 @@ def _images(rows: np.ndarray, what: str) -> np.ndarray:
         raise DataError(f"{what} has shape {rows.shape}; accepted: (N, C, H, W), as x.transpose(0, 3, 1, 2) gives it")
     if rows.dtype.kind == "f" and not all(np.isfinite(part).all() for part in _chunks(rows)):
         raise DataError(f"{what} has values that are not finite; accepted: {ACCEPTED}")
+    if rows.dtype in ("f4", "f8") and any((np.abs(part) > LARGEST).any() for part in _chunks(rows)):
+        raise DataError(
+            f"{what} has values beyond {LARGEST:g}, whose squares are too large for a density; rescale them"
+        )
     if rows.dtype == np.bool_:
         rows = rows.view(np.uint8)
     return rows[:, None] if rows.ndim == 3 else rows  # (N, H, W) -> (N, 1, H, W)
