@@ -4,6 +4,7 @@ Only matplotlib's object-oriented interface is used, with an Agg canvas of its o
 a display nor leaves state behind. The typeface ships with matplotlib, so that pictures look alike everywhere.
 """
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ CLASS_COLOURS = (
     "#8a5a3c", "#d16ba5", "#5d6670", "#a39a1f", "#2aa0a8",
 )  # fmt: skip
 FONT = "STIXGeneral"
+FALLBACK = "DejaVu Sans"  # for characters that the other lacks; both come with matplotlib
 DPI = 200  # two pixels for each CSS pixel: sharp on a projector and in print
 WIDTH = 1600  # pixels of a full-width sheet
 SMALL = 16  # pixels a side
@@ -61,10 +63,12 @@ def save(figure: Sheet, path: Path) -> None:
     """Write a PNG whose bytes depend on the drawing alone."""
     for text in figure.findobj(Text):
         if isinstance(text, Text):
-            text.set_fontfamily(FONT)
+            text.set_fontfamily([FONT, FALLBACK])
             text.set_math_fontfamily("stix")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI, facecolor=PAPER, metadata={"Software": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the box in its place says so
+        figure.savefig(path, dpi=DPI, facecolor=PAPER, metadata={"Software": None})
 
 
 def dots(axes: Axes, points: np.ndarray, tint: str | list[str], size: float = 9, opacity: float | None = None) -> None:

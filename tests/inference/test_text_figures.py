@@ -6,6 +6,7 @@ import torch
 
 from inference import pictures
 from inference.assemble import assemble
+from inference.canvas import save
 from inference.config import load
 from inference.console import Quiet
 from inference.evaluate import EvaluationSettings, evaluate
@@ -17,6 +18,13 @@ from inference.text_figures import line_interpolations, line_reconstructions, li
 
 def shown(picture):
     return [text.get_text() for axes in picture.sheet.axes for text in axes.texts]
+
+
+def test_characters_that_the_fonts_lack_are_drawn_without_a_warning(tmp_path):
+    """Warnings are errors here: matplotlib warns of each character that it has no shape for."""
+    picture = line_samples(["мир 🙂 ελπίδα", "שלום", "你好"])
+    save(picture.sheet, tmp_path / "lines.png")
+    assert (tmp_path / "lines.png").stat().st_size > 1000
 
 
 def test_every_line_is_on_the_page_with_what_it_is():
