@@ -123,7 +123,7 @@ def _started_from(folder: Path) -> _Start:
         words, _ = _asked(folder)
     except ConfigError:
         return _Start(str(folder), str(folder))
-    return _Start(str(folder), repr(sorted(words.items())))
+    return _Start(str(folder), repr(sorted(item for item in words.items() if not item[0].startswith("evaluation."))))
 
 
 def in_kinds(runs: Sequence[Finished]) -> list[Kind]:

@@ -54,7 +54,7 @@ class LinearVAE:
             return
         trained = [*self.model.likelihood.net.parameters(), *self.guide.parameters()]  # and not the noise
         optimizer = torch.optim.LBFGS(
-            trained, max_iter=steps, max_eval=2 * steps, tolerance_grad=1e-8, tolerance_change=1e-7,
+            trained, max_iter=steps, max_eval=2 * steps, tolerance_grad=1e-8, tolerance_change=1e-11,
             history_size=20, line_search_fn="strong_wolfe",
         )  # fmt: skip
 

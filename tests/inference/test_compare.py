@@ -102,8 +102,10 @@ def test_runs_of_two_seeds_may_each_have_started_from_alike(runs, tmp_path):
     written(runs / "on_half1", runs / "half0", seed=1, run={"start": starts["plain1"]})
     written(runs / "on_other1", runs / "half0", seed=1, run={"start": starts["half1"]})
     written(runs / "on_gone1", runs / "half0", seed=1, run={"start": str(runs / "gone")})
+    written(runs / "scored1", runs / "plain0", seed=1, evaluation={"data": 50})
+    written(runs / "on_scored1", runs / "half0", seed=1, run={"start": str(runs / "scored1")})
     written(runs / "on_same1", runs / "half0", seed=1, run={"start": starts["plain0"]})
-    for second in ("on_half1", "on_same1"):
+    for second in ("on_half1", "on_same1", "on_scored1"):  # how a start was scored has no part in it
         rows = compared(runs, ["plain0", "plain1", "on_half0", second], tmp_path / second)
         assert [row["seeds"] for row in rows] == ["0 1", "0 1"]
         assert rows[1]["run.start"] == starts["plain0"]

@@ -106,14 +106,30 @@ def test_curve_and_staircase_are_those_of_the_levels():
     assert list(errors) == sorted(errors, reverse=True)
 
 
+VARIANCES = np.array([9.0, 4.2, 2.3, 1.1, 0.63, 0.31, 0.12, 0.05])
+
+
+def with_variances(variances):
+    """Data with exactly these variances in random directions."""
+    rng, size = np.random.default_rng(4), len(variances)
+    directions, _ = np.linalg.qr(rng.normal(size=(size, size)))
+    noise = rng.normal(size=(120, size))
+    white = np.linalg.qr(noise - noise.mean(0))[0] * math.sqrt(120)
+    return torch.tensor(white * np.sqrt(variances) @ directions.T)
+
+
+@pytest.mark.parametrize("ratio", [1.02, 1.005])
+def test_the_last_unit_is_found_just_above_its_transition(ratio):
+    """Where the objective is flat: the rate of the unit, 0.5 log(ratio), is all there is."""
+    row = transition(with_variances(VARIANCES), [VARIANCES[0] / (ratio * 0.25)], 0.5, 6, 1500)[0]
+    assert row["rate"] == pytest.approx(0.5 * math.log(ratio), rel=0.02)
+    assert row["distortion"] == pytest.approx(VARIANCES[1:].sum() + VARIANCES[0] / ratio, rel=1e-4)
+
+
 @pytest.mark.parametrize(("scale", "betas"), [(0.5, [0.35, 1.0, 2.0, 6.0, 14.0, 40.0]), (1.0, [0.08, 0.4, 3.0])])
 def test_training_ends_at_the_optimum_wherever_the_variances_lie(scale, betas):
-    """Data with exactly these variances in random directions; from all latents in use to none."""
-    variances, rng = np.array([9.0, 4.2, 2.3, 1.1, 0.63, 0.31, 0.12, 0.05]), np.random.default_rng(4)
-    directions, _ = np.linalg.qr(rng.normal(size=(8, 8)))
-    noise = rng.normal(size=(120, 8))
-    white = np.linalg.qr(noise - noise.mean(0))[0] * math.sqrt(120)
-    x = torch.tensor(white * np.sqrt(variances) @ directions.T)
+    """From all latents in use to none."""
+    variances, x = VARIANCES, with_variances(VARIANCES)
     for row, beta in zip(transition(x, betas, scale, 6, 1500), betas, strict=True):
         coded = variances[:6][variances[:6] > beta * scale**2]
         assert row["active"] == len(coded)
