@@ -110,7 +110,7 @@ def _images(rows: np.ndarray, what: str) -> np.ndarray:
     if rows.dtype.kind == "f" and not all(np.isfinite(part).all() for part in _chunks(rows)):
         raise DataError(f"{what} has values that are not finite; accepted: {ACCEPTED}")
     if rows.dtype in ("f4", "f8") and any((np.abs(part) > LARGEST).any() for part in _chunks(rows)):
-        raise DataError(f"{what} has values beyond {LARGEST:g}, too large for a density; rescale them")
+        raise DataError(f"{what} has values beyond {LARGEST:g}, too large for a density; standardize them")
     if rows.dtype == np.bool_:
         rows = rows.view(np.uint8)
     return rows[:, None] if rows.ndim == 3 else rows  # (N, H, W) -> (N, 1, H, W)

@@ -101,7 +101,7 @@ class Chain:
         status = child.wait()
         if status == 0:  # it was faster
             return
-        words = self.log.read_text()
+        words = self.log.read_text() if self.log.exists() else ""  # killed before it could say anything
         assert "Traceback" not in words, words
         self.deaths.append((signum, step_of(self.folder)))
         if status == -signum:  # at once, as it must be by SIGKILL, and is by all before run.py is there to catch them
