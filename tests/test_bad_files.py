@@ -17,7 +17,7 @@ ARRAYS = {  # arrays of a .npz file, the likelihood, and what the message has to
     "no likelihood": ({"x": REAL}, "", "likelihood"),
     "not a number": ({"x": np.where(REAL == 3, np.nan, REAL)}, "gaussian", "not finite"),
     "infinite": ({"x": np.where(REAL == 3, np.inf, REAL)}, "gaussian", "not finite"),
-    "beyond single precision": ({"x": 1e200 * REAL.astype(np.float64)}, "gaussian", "beyond 1e+15; rescale"),
+    "beyond single precision": ({"x": 1e200 * REAL.astype(np.float64)}, "gaussian", "beyond 1e+15; standardize"),
     "int64": ({"x": REAL.astype(np.int64)}, "gaussian", "int64; uint8"),
     "complex": ({"x": REAL + 1j}, "gaussian", "complex"),
     "words": ({"x": np.array(["a", "b"])}, "gaussian", "accepted"),
