@@ -217,7 +217,9 @@ def test_everything_is_trained_and_the_kl_is_estimated(case):
     model, guide, x = case
     with torch.no_grad():
         assert elbo_terms(model, guide, x, 4).kl_estimator == "Monte Carlo"
-        with pytest.raises(StructureError, match=r"no closed-form KL between Normal and \w+ at .*use objective.kl=mont"):
+        with pytest.raises(
+            StructureError, match=r"no closed-form KL between Normal and \w+ at .*use objective.kl=mont"
+        ):
             ELBO(kl="analytic")(model, guide, x)
     IWAE(5)(model, guide, x).sum().backward()
     for name, parameter in [*model.named_parameters(), *guide.named_parameters()]:
