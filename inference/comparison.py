@@ -118,7 +118,7 @@ def _asked(folder: Path) -> tuple[dict[str, Any], int]:
 
 
 def _started_from(folder: Path) -> _Start:
-    """The run that one with this seed started from; where its recipe is gone, its folder says all there is to say."""
+    """The run in a folder, as a start; where its recipe is gone, its folder says all there is to say."""
     try:
         words, _ = _asked(folder)
     except ConfigError:

@@ -298,9 +298,11 @@ def test_temperatures_that_cannot_be(options):
 
 
 def test_a_step_never_waits_for_the_device():
-    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
     core = RelaxedOneHotCategoricals((2, 3), (4,), Linear)
     with pyro.validation_enabled(False), FakeTensorMode(allow_non_fake_inputs=True):
         made = core(torch.zeros(5, 4))
-        made.log_prob(made.rsample()).sum()
+        total = made.log_prob(made.rsample()).sum()
+        with pytest.raises(DataDependentOutputException):  # as any wait on the way would have been
+            total.item()

@@ -42,8 +42,10 @@ def refusal(model, guide, match, num_particles=2, **kw):
 @pytest.mark.parametrize("num_particles", [1, 2])
 @pytest.mark.parametrize("scale", [0.5, torch.tensor(0.5)], ids=["number", "tensor"])
 def test_scales_are_refused(scale, num_particles):
-    refusal(poutine.scale(simple_model, scale=scale), simple_guide, "poutine.scale", num_particles)
-    refusal(simple_model, poutine.scale(simple_guide, scale=scale), "poutine.scale", num_particles)
+    scaled_model, scaled_guide = poutine.scale(simple_model, scale=scale), poutine.scale(simple_guide, scale=scale)
+    for model, guide in ((scaled_model, simple_guide), (simple_model, scaled_guide)):
+        with pytest.raises(StructureError, match=r"poutine\.scale"):
+            particles(model, guide, torch.randn(4, 1), num_particles)
 
 
 def test_a_scale_that_cancels_the_subsampling_is_refused_too():
@@ -59,7 +61,8 @@ def test_a_subsampled_plate_within_the_data_is_refused():
             with pyro.plate("words", 10, subsample_size=3, dim=-2) as index:
                 pyro.sample("x", dist.Normal(z.sum(-1), 1), obs=torch.zeros(10, 4)[index])
 
-    refusal(model, simple_guide, "site 'x' is scaled by", max_plate_nesting=2)
+    with pytest.raises(StructureError, match="site 'x' is scaled by"):
+        particles(model, simple_guide, torch.randn(4, 1), 2, max_plate_nesting=2)
 
 
 @pytest.mark.parametrize("num_particles", [1, 4])  # 4 is also the number of data
